@@ -1,0 +1,78 @@
+"""What a backend is: two models of one vocabulary behind a small interface.
+
+Token ids in, log-probabilities out. Switching, scoring and generation are written once, per sequence, against these
+protocols; batching what many sequences ask for at the same time is the backend's business.
+
+A position counts from the start of a sequence. *Row t* is the next-token distribution after the first t tokens, so it
+predicts the token at position t: float32 raw log-probabilities (temperature 1, before any filter), shape `[V]`, cut to
+the shared vocabulary before the softmax. There is no row 0: a prompt has at least one token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol, TypeVar
+
+from workers.wire import ModelInfo, PairInfo
+
+Ids = Sequence[int]
+Rows = Any  # float32 [n, V], of numpy or of torch on the backend's device
+
+T = TypeVar("T")
+
+
+class CachedSequence(Protocol):
+    """One sequence's place in a model's cache.
+
+    Calls are stateless in meaning: each names all its ids. What the cache already holds of them is not computed again,
+    and rolling back is sending a shorter or a different prefix.
+    """
+
+    async def rows(self, ids: Ids, start: int, *, logits: bool = False) -> Rows:
+        """Rows `start`..`len(ids)`, both included: `[len(ids) - start + 1, V]`.
+
+        With `logits` the model's own float32 logits instead of log-probabilities. 1 <= start <= len(ids); every id is
+        in [0, V). Costs one forward pass over the tokens not yet cached (more for a long uncached prefix).
+        """
+        ...
+
+    @property
+    def forwards(self) -> int:
+        """Forward passes this sequence took part in."""
+        ...
+
+
+class LanguageModel(Protocol):
+    """One loaded model. Knows token ids, never text."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    def sequence(self) -> AbstractAsyncContextManager[CachedSequence]:
+        """A place in the cache, waited for if all are taken, given back (not erased) on exit."""
+        ...
+
+
+class Pair(Protocol):
+    """Two models whose rows meet on one device."""
+
+    @property
+    def info(self) -> PairInfo: ...
+
+    @property
+    def a(self) -> LanguageModel: ...
+
+    @property
+    def b(self) -> LanguageModel: ...
+
+    @property
+    def steps(self) -> int:
+        """Forward passes so far: moves while the models work, so that a watcher can tell busy from hung."""
+        ...
+
+    async def compute(self, function: Callable[..., T], *args: Any) -> T:
+        """Run array work where and when it does not disturb the models or the event loop."""
+        ...
+
+    async def close(self) -> None: ...
