@@ -63,7 +63,7 @@ def _entropy_gap(t: Array) -> Array:
     t = xp.abs(t)
     t2 = t * t
     series = t2 * 0
-    for n in range(10, 0, -1):  # sum of t^2n / (2n (2n-1))
+    for n in range(11, 0, -1):  # sum of t^2n / (2n (2n-1))
         series = (series + 1.0 / (2 * n * (2 * n - 1))) * t2
     rest = 1.0 - t
     last = xp.where(rest > 0, rest * xp.log(xp.where(rest > 0, rest, xp.ones_like(rest))), xp.zeros_like(rest))
@@ -88,8 +88,7 @@ def kl(logp: Array, logq: Array) -> Array:
     zero = xp.zeros_like(p)
     near = xp.abs(d) < _SMALL
     small = xp.where(near, d, zero)
-    surprise = xp.where(xp.isinf(la), zero, d)  # where p = 0 the term is q alone
-    wide = (q - p) - xp.where(p > 0, p * surprise, zero)
+    wide = (q - p) - p * xp.where(p > 0, d, zero)  # where p = 0, or underflows to it, the term is q alone
     return xp.sum(xp.where(near, p * _exp_minus_1_minus(small), wide), axis=-1)
 
 
@@ -110,7 +109,7 @@ def entropy(logp: Array) -> Array:
     """Shannon entropy in nats. `[..., V]` -> `[...]` float64."""
     la = _float64(logp)
     xp = array_api_compat.array_namespace(la)
-    return -xp.sum(xp.where(xp.isinf(la), xp.zeros_like(la), la * xp.exp(la)), axis=-1)
+    return 0.0 - xp.sum(xp.exp(la) * xp.where(xp.isinf(la), xp.zeros_like(la), la), axis=-1)
 
 
 def gather(logp: Array, token_ids: Array) -> Array:

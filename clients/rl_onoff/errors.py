@@ -12,16 +12,19 @@ again from it.
     │   ├── NotFound                 404  no such route or resource
     │   ├── MethodNotAllowed         405
     │   ├── NotAcceptable            406  the answer exists only in another representation
+    │   ├── RequestTimeout           408  the body did not arrive in time
     │   ├── PayloadTooLarge          413
     │   ├── UnsupportedMediaType     415
     │   ├── InvalidField             422  a field is wrong: which, and why
     │   │   ├── ContextExceeded      422  prompt + tokens do not fit the smaller context of the pair
     │   │   └── LimitExceeded        422  more positions, items or bytes than the service allows
+    │   ├── HeadersTooLarge          431
     │   └── Overloaded               429  the queue is full (retryable)
     ├── ServiceError                 the service is at fault
     │   ├── InternalError            500
     │   ├── WorkerUnavailable        503  the pair's worker is starting (retryable)
     │   ├── WorkerLost               503  the worker died while it held the request (retryable)
+    │   ├── OutOfMemory              503  the device cannot hold this now (retryable)
     │   ├── ShuttingDown             503  (retryable)
     │   └── DeadlineExceeded         504  (retryable)
     ├── TransportError               no HTTP answer came at all (SDK only, retryable)
@@ -106,6 +109,10 @@ class NotAcceptable(RequestError):
     slug, title, status = "not-acceptable", "Not acceptable", 406
 
 
+class RequestTimeout(RequestError):
+    slug, title, status = "request-timeout", "Request timeout", 408
+
+
 class PayloadTooLarge(RequestError):
     slug, title, status = "payload-too-large", "Payload too large", 413
 
@@ -134,6 +141,10 @@ class LimitExceeded(InvalidField):
     slug, title = "limit-exceeded", "Limit exceeded"
 
 
+class HeadersTooLarge(RequestError):
+    slug, title, status = "headers-too-large", "Request headers too large", 431
+
+
 class Overloaded(RequestError):
     slug, title, status, retryable = "overloaded", "Too many requests", 429, True
 
@@ -152,6 +163,10 @@ class WorkerUnavailable(ServiceError):
 
 class WorkerLost(ServiceError):
     slug, title, status, retryable = "worker-lost", "Worker lost", 503, True
+
+
+class OutOfMemory(ServiceError):
+    slug, title, status, retryable = "out-of-memory", "Out of memory", 503, True
 
 
 class ShuttingDown(ServiceError):
@@ -215,7 +230,7 @@ def from_problem(problem: dict[str, Any], *, retry_after: float | None = None) -
     known = {"type", "title", "status", "detail", "instance", "request_id", "retryable"}
     slug = str(problem.get("type", "")).removeprefix(PROBLEM_PREFIX)
     raw_status = problem.get("status")
-    status = raw_status if isinstance(raw_status, int) else 500
+    status = raw_status if type(raw_status) is int else 500
     cls = _BY_SLUG.get(slug) or (RequestError if 400 <= status < 500 else ServiceError)
     error = cls.__new__(cls)
     OnOffError.__init__(
@@ -223,8 +238,8 @@ def from_problem(problem: dict[str, Any], *, retry_after: float | None = None) -
         str(problem.get("detail") or problem.get("title") or f"HTTP {status}"),
         request_id=problem.get("request_id"),
         retry_after=retry_after,
-        **{key: value for key, value in problem.items() if key not in known},
     )
+    error.extensions = {key: value for key, value in problem.items() if key not in known}
     # A problem may come from a newer service: its own status and retryability are the truth, not our class's.
     error.status = status  # type: ignore[misc]
     error.retryable = bool(problem.get("retryable", cls.retryable))  # type: ignore[misc]

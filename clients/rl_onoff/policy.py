@@ -11,11 +11,12 @@ token at which the rule asks for it.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from rl_onoff.philox import STREAM_POLICY, uniform
 
@@ -78,7 +79,7 @@ class SchedulePolicy(_Budgeted):
     """B leads exactly the tokens at `positions` (0 is the first generated one): replays and counterfactuals."""
 
     kind: Literal["schedule"]
-    positions: list[Annotated[int, Field(ge=0)]] = Field(max_length=1_000_000)
+    positions: Annotated[list[Annotated[int, Field(ge=0)]], AfterValidator(sorted)] = Field(max_length=1_000_000)
 
 
 class AlwaysA(_Policy):
@@ -152,7 +153,8 @@ def _wanted(policy: Policy, state: PolicyState, signals: Signals) -> Lead:
         case RandomPolicy():
             return "b" if uniform(signals.seed, signals.position, STREAM_POLICY) < policy.rate else "a"
         case SchedulePolicy():
-            return "b" if state.emitted in policy.positions else "a"
+            index = bisect_left(policy.positions, state.emitted)
+            return "b" if policy.positions[index : index + 1] == [state.emitted] else "a"
         case AlwaysA():
             return "a"
         case AlwaysB():

@@ -10,7 +10,8 @@ the shared vocabulary before the softmax. There is no row 0: a prompt has at lea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, TypeVar
 
@@ -41,6 +42,16 @@ class CachedSequence(Protocol):
     def forwards(self) -> int:
         """Forward passes this sequence took part in."""
         ...
+
+
+async def together(first: Coroutine[Any, Any, Rows], second: Coroutine[Any, Any, Rows]) -> tuple[Rows, Rows]:
+    """Both results; when one call fails the other is cancelled before its sequence is given back."""
+    tasks = asyncio.ensure_future(first), asyncio.ensure_future(second)
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 class LanguageModel(Protocol):

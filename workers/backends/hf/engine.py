@@ -1,0 +1,162 @@
+"""The one thread that touches the models of a pair.
+
+Sequences ask from the event loop; the thread takes all that is pending, runs what can share a forward pass as one
+batch, and hands the results back together, so that sequences in step stay in step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+#: How long a call waits for those of the other sequences in flight, in seconds.
+_GATHER = 0.001
+
+
+class BatchedModel(Protocol):
+    """A model that can run calls of one shape as one forward pass."""
+
+    def shape(self, call: RowsCall) -> tuple[int, ...]:
+        """Calls of equal shape share a pass. Called in the engine's thread, once per pass."""
+        ...
+
+    def forward(self, calls: list[RowsCall]) -> list[torch.Tensor | None]:
+        """One pass for calls of one shape: their rows, or None for a call that needs further passes."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class RowsCall:
+    model: BatchedModel
+    slot: Any
+    ids: list[int]
+    start: int
+    logits: bool
+    future: asyncio.Future[Any]
+
+
+@dataclass(slots=True, eq=False)
+class ComputeCall:
+    run: Callable[[], Any]
+    future: asyncio.Future[Any]
+
+
+class Engine:
+    """Start it with the first call, `close` it at the end; calls pending then are cancelled."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self._in_flight: Counter[int] = Counter()  # open sequences of each model
+        self._calls: queue.SimpleQueue[RowsCall | ComputeCall | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="models", daemon=True)
+        self._thread.start()
+
+    def opened(self, model: BatchedModel) -> None:
+        self._in_flight[id(model)] += 1
+
+    def closed(self, model: BatchedModel) -> None:
+        self._in_flight[id(model)] -= 1
+
+    async def rows(self, model: BatchedModel, slot: Any, ids: list[int], start: int, logits: bool) -> torch.Tensor:
+        future: asyncio.Future[torch.Tensor] = asyncio.get_running_loop().create_future()
+        self._calls.put(RowsCall(model, slot, ids, start, logits, future))
+        return await future
+
+    async def compute(self, function: Callable[..., T], *args: Any) -> T:
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._calls.put(ComputeCall(partial(function, *args), future))
+        return await future
+
+    async def close(self) -> None:
+        self._calls.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    def _run(self) -> None:
+        pending: list[RowsCall] = []
+        answered = 0  # computations just handed back: what they lead to is worth waiting for
+        with torch.inference_mode():
+            while True:
+                fresh = self._take(len(pending), answered)
+                if fresh is None:
+                    return
+                computes = [call for call in fresh if isinstance(call, ComputeCall)]
+                self._deliver([(call.future, *_attempt(call.run)) for call in computes])
+                answered = len(computes)
+                pending += [call for call in fresh if isinstance(call, RowsCall)]
+                pending = [call for call in pending if not call.future.cancelled()]
+                if pending and not answered:
+                    pending = self._step(pending)
+
+    def _take(self, pending: int, answered: int) -> list[RowsCall | ComputeCall] | None:
+        """All calls there are. None: the end.
+
+        With nothing pending it waits for a first one; then, or after computations were answered, a moment for as many
+        as sequences are in flight, or they would drift apart into ever smaller batches.
+        """
+        calls: list[RowsCall | ComputeCall] = []
+        deadline = time.monotonic() + _GATHER if answered else 0.0
+        while True:
+            expected = max(self._in_flight.values(), default=0)
+            left = deadline - time.monotonic() if pending + len(calls) < expected else 0.0
+            try:
+                if not pending and not calls:
+                    call = self._calls.get()
+                    deadline = time.monotonic() + _GATHER
+                else:
+                    call = self._calls.get(block=left > 0, timeout=max(left, 0.0))
+            except queue.Empty:
+                return calls
+            if call is None:
+                return None
+            calls.append(call)
+
+    def _step(self, pending: list[RowsCall]) -> list[RowsCall]:
+        """One pass for every shape among the calls; those that need more passes come back."""
+        groups: dict[tuple[Any, ...], list[RowsCall]] = defaultdict(list)
+        for call in pending:
+            groups[id(call.model), call.logits, *call.model.shape(call)].append(call)
+        unfinished: list[RowsCall] = []
+        finished: list[tuple[asyncio.Future[Any], Any, BaseException | None]] = []
+        for calls in groups.values():
+            self.steps += 1
+            results, error = _attempt(partial(calls[0].model.forward, calls))
+            for call, rows in zip(calls, results or [None] * len(calls), strict=True):
+                if rows is None and error is None:
+                    unfinished.append(call)
+                else:
+                    finished.append((call.future, rows, error))
+        self._deliver(finished)
+        return unfinished
+
+    @staticmethod
+    def _deliver(results: list[tuple[asyncio.Future[Any], Any, BaseException | None]]) -> None:
+        def settle() -> None:
+            for future, value, error in results:
+                if future.done():
+                    continue
+                if error is not None:
+                    future.set_exception(error)
+                else:
+                    future.set_result(value)
+
+        if results:
+            results[0][0].get_loop().call_soon_threadsafe(settle)
+
+
+def _attempt(run: Callable[[], T]) -> tuple[T | None, BaseException | None]:
+    """The result, or what was raised: it belongs to the caller that asked, not to this thread."""
+    try:
+        return run(), None
+    except Exception as error:
+        return None, error

@@ -1,0 +1,124 @@
+"""A Hugging Face causal language model as a `LanguageModel` with continuous batching."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from typing import Any
+
+import torch
+
+from workers.backends.base import Ids
+from workers.backends.hf.engine import Engine, RowsCall
+from workers.backends.hf.slots import Slot, SlotCache
+from workers.wire import ModelInfo
+
+#: Tokens of a long prefix computed in one forward pass.
+PREFILL_CHUNK = 512
+
+
+class HFModel:
+    """One model, or one side of a LoRA pair: `scope` is entered around every forward pass."""
+
+    def __init__(
+        self,
+        model: Any,
+        info: ModelInfo,
+        engine: Engine,
+        sequences: int,
+        scope: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        self.info = info
+        self.engine = engine
+        self._scope = scope
+        self._cache = SlotCache(model, sequences, info.max_len)
+        self._free = [Slot(i) for i in range(sequences)]
+        self._busy: list[Slot] = []
+        self._places = asyncio.Semaphore(sequences)
+        self._clock = itertools.count()
+        self._last_used: dict[int, int] = {}
+
+    @asynccontextmanager
+    async def sequence(self) -> AsyncIterator[HFSequence]:
+        async with self._places:
+            self.engine.opened(self)
+            sequence = HFSequence(self)
+            try:
+                yield sequence
+            finally:
+                self.engine.closed(self)
+                if sequence.slot is not None:
+                    self._busy.remove(sequence.slot)
+                    self._free.append(sequence.slot)
+
+    def take_slot(self, ids: list[int]) -> Slot:
+        """A free slot, holding as much of `ids` as any slot does. Called in the event loop.
+
+        There is one: `sequence` admits no more sequences than there are slots.
+        """
+        held = {slot.index: slot.shared_prefix(ids) for slot in [*self._free, *self._busy]}
+        slot = max(self._free, key=lambda s: (held[s.index], -self._last_used.get(s.index, -1)))
+        self._free.remove(slot)
+        self._busy.append(slot)
+        self._last_used[slot.index] = next(self._clock)
+        return slot
+
+    # In the engine's thread:
+
+    def adopt(self, slot: Slot, ids: list[int]) -> None:
+        """Copy the longest prefix of `ids` another slot holds, where that is longer than the slot's own."""
+        own = slot.shared_prefix(ids)
+        donor = max(
+            (s for s in [*self._free, *self._busy] if s is not slot), key=lambda s: s.shared_prefix(ids), default=slot
+        )
+        length = donor.shared_prefix(ids)
+        if length > own:
+            self._cache.copy(donor, slot, length)
+
+    def _plan(self, call: RowsCall) -> tuple[int, int, int]:
+        """The next pass of a call: first token fed, one past the last, and logits kept."""
+        first = min(call.slot.shared_prefix(call.ids), call.start - 1)
+        if call.start - 1 - first >= PREFILL_CHUNK:
+            return first, first + PREFILL_CHUNK, 1
+        return first, len(call.ids), len(call.ids) - call.start + 1
+
+    def shape(self, call: RowsCall) -> tuple[int, ...]:
+        first, end, keep = self._plan(call)
+        return end - first, keep
+
+    def forward(self, calls: list[RowsCall]) -> list[torch.Tensor | None]:
+        plans = [self._plan(call) for call in calls]
+        slots = [call.slot for call in calls]
+        tokens = [call.ids[first:end] for call, (first, end, _) in zip(calls, plans, strict=True)]
+        try:
+            with self._scope():
+                logits = self._cache.forward(slots, tokens, [first for first, _, _ in plans], plans[0][2])
+        except Exception:
+            self._cache.forget(slots)
+            raise
+        rows = logits[..., : self.info.vocab_size].float()
+        if not calls[0].logits:
+            rows = rows.log_softmax(-1)
+        return [
+            rows[i] if end == len(call.ids) else None
+            for i, (call, (_, end, _)) in enumerate(zip(calls, plans, strict=True))
+        ]
+
+
+class HFSequence:
+    """A `CachedSequence` over a slot, taken with the first call: only then is it known which slot fits best."""
+
+    def __init__(self, model: HFModel) -> None:
+        self._model = model
+        self.slot: Slot | None = None
+        self.forwards = 0
+
+    async def rows(self, ids: Ids, start: int, *, logits: bool = False) -> torch.Tensor:
+        engine, own = self._model.engine, list(ids)
+        if self.slot is None:
+            self.slot = self._model.take_slot(own)
+            await engine.compute(self._model.adopt, self.slot, own)
+        self.forwards += 1
+        return await engine.rows(self._model, self.slot, own, start, logits)

@@ -1,0 +1,184 @@
+"""Two Hugging Face models behind one engine: loaded, compared, and checked against plain transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import torch
+
+from rl_onoff.errors import ConfigurationError, MissingDependency, PairMismatch, UnsupportedModel
+from rl_onoff.version import __version__
+from workers.backends.hf import load as loading
+from workers.backends.hf.engine import Engine
+from workers.backends.hf.load import Loaded
+from workers.backends.hf.model import HFModel
+from workers.backends.hf.slots import Slot, SlotCache
+from workers.wire import ModelInfo, ModelSpec, PairInfo, WorkerSpec
+
+T = TypeVar("T")
+
+
+class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`options` of a pair on this backend.
+
+    float32_head: logits in float32 whatever the model's dtype. threads: torch's CPU threads (default: torch's own).
+    allow_extra_tokens: serve a pair of which one tokenizer has ids the other lacks; they are cut from both.
+    """
+
+    float32_head: bool = True
+    threads: int | None = None
+    allow_extra_tokens: bool = False
+
+
+class HFPair:
+    def __init__(self, info: PairInfo, engine: Engine, a: HFModel, b: HFModel) -> None:
+        self.info, self._engine, self.a, self.b = info, engine, a, b
+
+    @property
+    def steps(self) -> int:
+        return self._engine.steps
+
+    async def compute(self, function: Callable[..., T], *args: Any) -> T:
+        return await self._engine.compute(function, *args)
+
+    async def close(self) -> None:
+        await self._engine.close()
+
+
+def load(spec: WorkerSpec) -> HFPair:
+    """Load a pair. Raises a `LoadError`: not found, no shared tokenizer, an architecture that cannot be run exactly."""
+    try:
+        options = msgspec.convert(spec.options, Options)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"options of pair {spec.pair}: {error}") from error
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    common = {"trust_remote_code": spec.trust_remote_code, "float32_head": options.float32_head}
+    a = loading.load_model(spec.a, **common)
+    scopes: tuple[Callable[[], AbstractContextManager[Any]], ...] = (nullcontext, nullcontext)
+    if spec.b.adapter is not None:
+        model, scopes = _with_adapter(a.model, spec.b.adapter)
+        a, b = replace(a, model=model), replace(a, model=model)
+        warnings: list[str] = []
+    else:
+        b = loading.load_model(spec.b, **common)
+        warnings = compare_tokenizers(a.tokenizer, b.tokenizer, options.allow_extra_tokens)
+    vocab_size = min(len(a.tokenizer), len(b.tokenizer), _columns(a.model), _columns(b.model))
+    infos = [_info(spec, side, one, vocab_size) for side, one in (("a", a), ("b", b))]
+    for one, info, scope in zip((a, b), infos, scopes, strict=True):
+        with scope():
+            check_cache(one.model, info)
+    engine = Engine()
+    models = [
+        HFModel(one.model, info, engine, spec.sequences, scope)
+        for one, info, scope in zip((a, b), infos, scopes, strict=True)
+    ]
+    return HFPair(
+        PairInfo(
+            name=spec.pair,
+            backend="hf",
+            version=__version__,
+            a=infos[0],
+            b=infos[1],
+            tokenizer=_tokenizer_json(a.tokenizer, spec.a),
+            special_tokens={k: v for k, v in a.tokenizer.special_tokens_map.items() if isinstance(v, str)},
+            warnings=warnings,
+        ),
+        engine,
+        *models,
+    )
+
+
+def _with_adapter(base: Any, adapter: str) -> tuple[Any, tuple[Callable[[], AbstractContextManager[Any]], ...]]:
+    """B as a LoRA adapter over A's weights: one copy of them, the adapter on or off around each pass."""
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise MissingDependency.of("peft", "lora", "a LoRA adapter") from error
+    if not Path(adapter).is_dir():
+        raise ConfigurationError(f"there is no adapter folder {adapter}")
+    model = PeftModel.from_pretrained(base, adapter).eval().requires_grad_(False)
+    return model, (model.disable_adapter, nullcontext)
+
+
+def _columns(model: Any) -> int:
+    columns: int = model.get_output_embeddings().weight.shape[0]
+    return columns
+
+
+def _info(spec: WorkerSpec, side: str, loaded: Loaded, vocab_size: int) -> ModelInfo:
+    model_spec: ModelSpec = spec.a if side == "a" else spec.b
+    max_len = spec.max_len or loading.context_length(loaded.model)
+    folders = [loaded.folder, *([Path(model_spec.adapter)] if model_spec.adapter else [])]
+    return ModelInfo(
+        name=model_spec.name,
+        source=model_spec.adapter or model_spec.path or "",
+        revision=model_spec.revision,
+        fingerprint=loading.fingerprint(*folders),
+        dtype=str(loaded.model.dtype).removeprefix("torch."),
+        device=str(loaded.model.device),
+        vocab_size=vocab_size,
+        logit_columns=_columns(loaded.model),
+        max_len=max_len,
+        eos_ids=[i for i in loading.eos_ids(loaded.model, loaded.tokenizer) if i < vocab_size],
+        chat_template=loading.chat_template(loaded.tokenizer),
+        parameters=sum(p.numel() for p in loaded.model.parameters()),
+    )
+
+
+def compare_tokenizers(a: Any, b: Any, allow_extra: bool) -> list[str]:
+    """Raise PairMismatch at the first id that stands for different pieces; return what else differs."""
+    pieces_a, pieces_b = ({i: piece for piece, i in t.get_vocab().items()} for t in (a, b))
+    warnings = []
+    for i in sorted(pieces_a.keys() | pieces_b.keys()):
+        in_a, in_b = pieces_a.get(i), pieces_b.get(i)
+        if in_a == in_b:
+            continue
+        if in_a is not None and in_b is not None:
+            raise PairMismatch(f"the tokenizers differ: id {i} is {in_a!r} in A and {in_b!r} in B")
+        lacking, piece = ("A", in_b) if in_a is None else ("B", in_a)
+        found = f"the tokenizers differ: {lacking} has no id {i}, which is {piece!r} in the other"
+        if not allow_extra:
+            raise PairMismatch(f"{found}. options: {{allow_extra_tokens: true}} cuts such ids from both")
+        warnings.append(found)
+        break
+    return warnings
+
+
+def _tokenizer_json(tokenizer: Any, spec: ModelSpec) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise UnsupportedModel(f"model {spec.name} has no fast tokenizer (tokenizer.json)")
+    text: str = backend.to_str()
+    return text
+
+
+@torch.inference_mode()
+def check_cache(model: Any, info: ModelInfo) -> None:
+    """Refuse an architecture whose rows through the slot cache differ from a plain forward pass.
+
+    Random tokens go in as a prefix, then one by one, then again after rolling back to another continuation.
+    """
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.randint(info.vocab_size, (2, 12), generator=generator).tolist()
+    second[:5] = first[:5]
+    tolerance = {"float64": 1e-9, "float32": 1e-3}.get(info.dtype, 0.5)
+    try:
+        cache, slot = SlotCache(model, 2, info.max_len), Slot(1)
+        for ids, start in ((first, 0), (second, 5)):
+            plain = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0].double()
+            rows = [cache.forward([slot], [ids[start:8]], [start], 8 - start)[0]]
+            rows += [cache.forward([slot], [[ids[t]]], [t], 1)[0] for t in range(8, len(ids))]
+            gap = (torch.cat(rows).double() - plain[start:]).abs().max().item()
+            if not gap <= tolerance:
+                raise ValueError(f"its rows differ from a plain forward pass by {gap:.2g}")
+    except (ValueError, TypeError, RuntimeError, AttributeError, IndexError, KeyError) as error:
+        kind = model.config.get_text_config().model_type
+        raise UnsupportedModel(
+            f"model {info.name} ({kind}) cannot be run with a cache that rolls back: {error}"
+        ) from error

@@ -1,0 +1,181 @@
+"""A key-value cache of slots: static tensors, one slot per sequence, each with its own length.
+
+Writes go to the positions a sequence's tokens have, reads are masked by position, so rolling a sequence back is merely
+forgetting: what lies beyond a sequence's length is never attended to and is overwritten when its positions come again.
+Sliding-window layers keep all positions and differ only in their mask.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+_BUCKET = 64
+
+
+@dataclass(slots=True)
+class Slot:
+    """A place in the cache: which tokens' keys and values it holds."""
+
+    index: int
+    ids: list[int] = field(default_factory=list)
+
+    def shared_prefix(self, ids: list[int]) -> int:
+        """How many leading tokens of `ids` the slot holds."""
+        held = self.ids
+        limit = min(len(held), len(ids))
+        if held[:limit] == ids[:limit]:
+            return limit
+        return next(i for i in range(limit) if held[i] != ids[i])
+
+
+@dataclass(slots=True)
+class _Pass:
+    """Where one forward pass reads and writes."""
+
+    slots: torch.Tensor  # [n] slot of each row
+    positions: torch.Tensor  # [n, t] position of each new token
+    length: int  # positions 0..length-1 are read
+    whole: bool  # the rows are all slots in order: no gather needed
+
+
+class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
+    """One layer's keys and values, `[slots, heads, capacity, head_dim]`."""
+
+    is_sliding = False
+
+    def __init__(self, store: SlotCache) -> None:
+        super().__init__()
+        self.store = store
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        def empty(states: torch.Tensor) -> torch.Tensor:
+            shape = (self.store.slots, states.shape[1], self.store.capacity, states.shape[-1])
+            return torch.zeros(shape, dtype=states.dtype, device=states.device)
+
+        self.keys, self.values = empty(key_states), empty(value_states)
+        self.is_initialized = True
+
+    def grow(self, capacity: int) -> None:
+        if self.is_initialized:
+            more = capacity - self.keys.shape[2]
+            self.keys, self.values = (
+                torch.nn.functional.pad(states, (0, 0, 0, more)) for states in (self.keys, self.values)
+            )
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        if self.is_initialized:
+            for states in (self.keys, self.values):
+                states[target, :, :length] = states[source, :, :length]
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        at = self.store.current
+        rows = at.slots[:, None]
+        for states, new in ((self.keys, key_states), (self.values, value_states)):
+            states.transpose(1, 2)[rows, at.positions] = new.transpose(1, 2)
+        if at.whole:
+            return self.keys[:, :, : at.length], self.values[:, :, : at.length]
+        return self.keys[at.slots, :, : at.length], self.values[at.slots, :, : at.length]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.store.current.length, 0
+
+    def get_seq_length(self) -> int:
+        return 0  # every pass passes its own positions and mask
+
+    def get_max_length(self) -> int:
+        return self.store.capacity
+
+
+class SlotCache:
+    """The cache of one model and the forward passes through it."""
+
+    def __init__(self, model: Any, slots: int, max_len: int) -> None:
+        config = model.config.get_text_config()
+        self.slots, self.max_len, self.capacity = slots, max_len, 0
+        self.current: _Pass
+        self._model = model
+        self._layers = [_SlotLayer(self) for _ in range(config.num_hidden_layers)]
+        self._cache = Cache(layers=self._layers)
+        if config._attn_implementation not in ("sdpa", "eager"):
+            raise ValueError(f"attention {config._attn_implementation!r} takes no mask of ours; use sdpa or eager")
+        self._eager = config._attn_implementation == "eager"
+        self._window: int | None = getattr(config, "sliding_window", None)
+        kinds = set(getattr(config, "layer_types", None) or [])
+        unknown = kinds - {"full_attention", "sliding_attention"}
+        if unknown:
+            raise ValueError(f"its layers keep a state that cannot be rolled back: {', '.join(sorted(unknown))}")
+        if not kinds:
+            kinds = {"sliding_attention" if self._window else "full_attention"}
+        self._kinds = kinds
+        self.device: torch.device = model.device
+
+    def copy(self, source: Slot, target: Slot, length: int) -> None:
+        """Give `target` the first `length` tokens of `source`."""
+        for layer in self._layers:
+            layer.copy(source.index, target.index, length)
+        target.ids = source.ids[:length]
+
+    def forward(self, slots: list[Slot], tokens: list[list[int]], starts: list[int], keep: int) -> torch.Tensor:
+        """One forward pass over equally many new tokens of several slots: logits `[n, keep, columns]`.
+
+        Row i's tokens take positions `starts[i]`...; they see their own sequence up to themselves. Logits of the last
+        `keep` tokens come back, in the model's own dtype.
+        """
+        count = len(tokens[0])
+        end = max(starts) + count
+        self._reserve(end)
+        first = torch.tensor(starts, device=self.device)
+        positions = first[:, None] + torch.arange(count, device=self.device)
+        length = min(-(-end // _BUCKET) * _BUCKET, self.capacity)
+        indices = [slot.index for slot in slots]
+        self.current = _Pass(
+            torch.tensor(indices, device=self.device), positions, length, indices == list(range(self.slots))
+        )
+        for slot, new, start in zip(slots, tokens, starts, strict=True):
+            slot.ids[start:] = new
+        logits: torch.Tensor = self._model(
+            input_ids=torch.tensor(tokens, device=self.device),
+            attention_mask=self._masks(positions, length),
+            position_ids=positions,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=keep,
+        ).logits
+        return logits
+
+    def forget(self, slots: list[Slot]) -> None:
+        """After a pass that failed half-way, nothing is known of what these slots hold."""
+        for slot in slots:
+            slot.ids = []
+
+    def _reserve(self, length: int) -> None:
+        if length > self.capacity:
+            wanted = max(length, 2 * self.capacity, 4 * _BUCKET)
+            self.capacity = max(length, min(-(-wanted // _BUCKET) * _BUCKET, self.max_len))
+            for layer in self._layers:
+                layer.grow(self.capacity)
+
+    def _masks(self, positions: torch.Tensor, length: int) -> Any:
+        keys = torch.arange(length, device=self.device)
+        seen = keys[None, None] <= positions[:, :, None]
+        masks = {"full_attention": seen}
+        if self._window:
+            masks["sliding_attention"] = seen & (positions[:, :, None] - keys[None, None] < self._window)
+        ready = {kind: self._as_bias(masks[kind][:, None]) for kind in self._kinds}
+        # Models with one kind of layer take one mask, models with two a mask for each.
+        return ready if len(ready) > 1 else next(iter(ready.values()))
+
+    def _as_bias(self, mask: torch.Tensor) -> torch.Tensor:
+        if not self._eager:
+            return mask
+        # Eager attention adds its mask.
+        bias = torch.zeros(mask.shape, dtype=self._model.dtype, device=self.device)
+        return bias.masked_fill_(~mask, torch.finfo(self._model.dtype).min)

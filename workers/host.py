@@ -1,0 +1,152 @@
+"""The worker process: one loaded pair behind the link of `workers.wire`.
+
+Every job is answered or failed, never dropped. A job that raises fails alone; the process lives on. Closing the
+connection cancels the job at its next step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator
+
+import msgspec
+from aiohttp import web
+
+from rl_onoff.errors import InternalError, InvalidField, OnOffError, OutOfMemory
+from workers import generation, lockstep, scoring
+from workers.backends.base import Pair
+from workers.wire import (
+    CONTENT_TYPE,
+    Compare,
+    Failed,
+    Frame,
+    Generate,
+    Health,
+    Job,
+    Score,
+    SwitchGenerate,
+    decode_job,
+    encode,
+    encode_frame,
+)
+
+logger = logging.getLogger("rl_onoff.worker")
+
+MAX_JOB_BYTES = 64 << 20
+
+
+def answer(pair: Pair, job: Job) -> AsyncIterator[Frame]:
+    """The frames that answer a job, the terminal one included. Raises what the job does wrong."""
+    match job:
+        case Generate():
+            _check_ids(pair, job.ids)
+            return generation.generate(pair, job)
+        case Score():
+            _check_ids(pair, job.ids)
+            _check_start(job.start, job.ids)
+            if job.top_k is not None and not 1 <= job.top_k <= pair.info.a.vocab_size:
+                raise InvalidField(f"must lie in [1, {pair.info.a.vocab_size}]", field="top_k")
+            return scoring.score(pair, job)
+        case Compare():
+            for ids, start in ((job.a_ids, job.a_start), (job.b_ids, job.b_start)):
+                _check_ids(pair, ids)
+                _check_start(start, ids)
+            if job.a_ids[job.a_start :] != job.b_ids[job.b_start :]:
+                raise InvalidField("A and B must score the same solution", field="b_ids")
+            return scoring.compare(pair, job)
+        case SwitchGenerate():
+            _check_ids(pair, job.ids)
+            return lockstep.switch_generate(pair, job)
+
+
+def _check_ids(pair: Pair, ids: list[int]) -> None:
+    # An id beyond the embedding kills some engines and silently reads other memory in others: never let one through.
+    vocab_size = pair.info.a.vocab_size
+    limit = min(pair.info.a.max_len, pair.info.b.max_len)
+    if not 1 <= len(ids) <= limit:
+        raise InvalidField(f"has {len(ids)} tokens; there must be 1 to {limit}", field="ids")
+    if min(ids) < 0 or max(ids) >= vocab_size:
+        raise InvalidField(f"token ids must lie in [0, {vocab_size})", field="ids")
+
+
+def _check_start(start: int, ids: list[int]) -> None:
+    if not 1 <= start < len(ids):
+        raise InvalidField(f"must lie in [1, {len(ids)})", field="start")
+
+
+class Host:
+    """The routes over one pair."""
+
+    def __init__(self, pair: Pair) -> None:
+        self._pair = pair
+        self._active = 0
+
+    def application(self) -> web.Application:
+        app = web.Application(client_max_size=MAX_JOB_BYTES)
+        app.add_routes([web.get("/info", self.info), web.get("/health", self.health), web.post("/run", self.run)])
+        return app
+
+    async def info(self, _: web.Request) -> web.Response:
+        return web.Response(body=encode(self._pair.info), content_type=CONTENT_TYPE)
+
+    async def health(self, _: web.Request) -> web.Response:
+        health = Health(steps=self._pair.steps, active=self._active, pid=os.getpid())
+        return web.Response(body=encode(health), content_type=CONTENT_TYPE)
+
+    async def run(self, request: web.Request) -> web.StreamResponse:
+        body = await request.read()
+        response = web.StreamResponse(headers={"Content-Type": CONTENT_TYPE})
+        await response.prepare(request)
+        self._active += 1
+        try:
+            async for frame in self._frames(body):
+                await response.write(encode_frame(frame))
+        except (ConnectionError, asyncio.CancelledError):
+            logger.debug("the service closed a job")
+            raise
+        finally:
+            self._active -= 1
+        await response.write_eof()
+        return response
+
+    async def _frames(self, body: bytes) -> AsyncIterator[Frame]:
+        try:
+            frames = answer(self._pair, decode_job(body))
+            async for frame in frames:
+                yield frame
+        except OnOffError as error:
+            yield Failed.of(error)
+        except msgspec.MsgspecError as error:
+            yield Failed.of(InternalError(f"the worker cannot read this job: {error}"))
+        except MemoryError:
+            yield Failed.of(OutOfMemory("the worker is out of memory; try again, or ask for less at once"))
+        except Exception as error:  # the boundary of a job: it fails alone, with the reason in the log
+            if type(error).__name__ == "OutOfMemoryError":  # torch's, which workers need not have
+                yield Failed.of(OutOfMemory("the device is out of memory; try again, or ask for less at once"))
+            else:
+                logger.exception("a job failed")
+                yield Failed.of(InternalError(f"the worker failed on this request ({type(error).__name__})"))
+
+
+async def serve(pair: Pair, socket: str) -> None:
+    """Serve until SIGTERM or SIGINT; then finish nothing new, cancel what runs, close the models."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    runner = web.AppRunner(Host(pair).application(), handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    previous = os.umask(0o177)  # the socket is born 0600: no moment in which another user could connect
+    try:
+        await web.UnixSite(runner, socket).start()
+    finally:
+        os.umask(previous)
+    logger.info("pair %s is ready", pair.info.name)
+    try:
+        await stop.wait()
+    finally:
+        await runner.cleanup()
+        await pair.close()

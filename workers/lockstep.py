@@ -1,0 +1,44 @@
+"""Switched generation token by token: the reference every faster way must equal.
+
+At each position both models give their row over the same prefix, the rows are judged, the policy says who leads, and
+the leader's token is emitted. Both caches grow by one token a step; no prefix is computed twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from pydantic import TypeAdapter
+
+from rl_onoff.policy import Policy, PolicyState, Signals, initial_state, step
+from workers.backends.base import Pair, together
+from workers.judge import judge
+from workers.wire import Done, Frame, SwitchGenerate, Tokens, Usage
+
+_policies: TypeAdapter[Policy] = TypeAdapter(Policy)
+
+
+async def switch_generate(pair: Pair, job: SwitchGenerate) -> AsyncIterator[Frame]:
+    """Frames of one token each, then `Done`. Stops at the end-of-sequence token of either model, once emitted."""
+    policy = _policies.validate_python(job.policy)
+    state = PolicyState(**job.state) if job.state else initial_state(policy)
+    measures = frozenset({policy.watched, *job.measures})
+    eos = frozenset() if job.ignore_eos else frozenset({*pair.info.a.eos_ids, *pair.info.b.eos_ids})
+    ids = list(job.ids)
+    usage = Usage()
+    async with pair.a.sequence() as a, pair.b.sequence() as b:
+        for _ in range(job.max_tokens):
+            position = len(ids)
+            rows_a, rows_b = await together(a.rows(ids, position), b.rows(ids, position))
+            verdict = await pair.compute(judge, rows_a, rows_b, [position], job.sampling, measures)
+            known = {name: column[0] for name, column in verdict.values.items()}
+            state, lead = step(policy, state, Signals(position, job.sampling.seed, known))
+            token = verdict.token(0, lead)
+            ids.append(token)
+            usage = Usage(a.forwards, b.forwards)
+            recorded = {name: [value] for name, value in verdict.recorded(0, lead).items()}
+            yield Tokens([token], usage, leads=lead, values=recorded)
+            if token in eos:
+                yield Done(usage, "stop")
+                return
+    yield Done(usage, "length")

@@ -1,0 +1,110 @@
+"""How a token is drawn from a row: one implementation for every backend, numpy and torch alike.
+
+A token is the argmax over the filtered, temperature-scaled row plus Gumbel noise, which draws it with exactly the
+filtered probabilities (Gumbel 1954; Maddison, Tarlow, Minka, "A* Sampling", NeurIPS 2014, section 2). The noise is a
+pure function of (seed, position, token id), so a request replays from its seed, resumes at any position, does not
+depend on what else is in the batch, and is the same for A and B: their samples agree wherever their rows allow it.
+
+Filters apply in the order temperature, top_k, top_p, min_p, each to what the one before left, renormalised. Equal
+scores go to the lowest id. Everything after the row itself is float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from rl_onoff.philox import STREAM_TOKENS, philox4x32
+from workers.wire import SamplingParams
+
+Array = Any  # a numpy array or torch tensor
+
+
+def gumbel(seed: int, positions: Sequence[int], vocab_size: int, like: Array) -> Array:
+    """Standard Gumbel noise `[len(positions), vocab_size]` in float64, in the library and on the device of `like`.
+
+    Token v at position t takes word v % 4 of Philox(counter = (v // 4, t, STREAM_TOKENS, 0), key = seed), as a
+    uniform (w + 1/2) / 2**32.
+    """
+    xp = array_api_compat.array_namespace(like)
+    device = array_api_compat.device(like)
+    blocks = xp.arange(-(-vocab_size // 4), dtype=xp.int64, device=device)[None, :]
+    places = xp.asarray(list(positions), dtype=xp.int64, device=device)[:, None]
+    words = philox4x32(blocks, places, STREAM_TOKENS, 0, seed)
+    stacked = xp.stack(xp.broadcast_arrays(*words), axis=-1)
+    flat = xp.reshape(stacked, (len(positions), -1))[:, :vocab_size]
+    uniform = (xp.astype(flat, xp.float64) + 0.5) * 2.0**-32
+    return -xp.log(-xp.log(uniform))
+
+
+def scores(rows: Array, params: SamplingParams) -> Array:
+    """Filtered float64 scores of rows, `[n, V]`: log-probabilities up to a constant, -inf where filtered out.
+
+    Each row's best token scores 0, so no temperature, however small, overflows.
+    """
+    xp = array_api_compat.array_namespace(rows)
+    wide = xp.astype(rows, xp.float64)
+    scaled = (wide - xp.max(wide, axis=-1, keepdims=True)) / (params.temperature or 1.0)
+    vocab_size = scaled.shape[-1]
+    keep = scaled >= (math.log(params.min_p) if params.min_p > 0 else -math.inf)
+    if 0 < params.top_k < vocab_size or params.top_p < 1:
+        order = xp.argsort(scaled, axis=-1, descending=True, stable=True)
+        rank = xp.argsort(order, axis=-1)
+        best_first = xp.exp(xp.take_along_axis(scaled, order, axis=-1))
+        count = params.top_k if 0 < params.top_k < vocab_size else vocab_size
+        if params.top_p < 1:
+            mass = xp.cumulative_sum(best_first[:, :count], axis=-1)
+            # A token is kept while the mass before it is below top_p: the one that crosses it is the last.
+            before = (mass - best_first[:, :count]) / mass[:, -1:]
+            kept = xp.sum(xp.astype(before < params.top_p, xp.int64), axis=-1, keepdims=True)
+            keep = keep & (rank < kept)
+        else:
+            keep = keep & (rank < count)
+    return xp.where(keep, scaled, xp.full_like(scaled, -math.inf))
+
+
+def choose(rows: Array, params: SamplingParams, positions: Sequence[int], noise: Array | None = None) -> list[int]:
+    """The token drawn from each row `[n, V]`, for the tokens at `positions`; the best token at temperature 0.
+
+    `noise` may be passed where the caller has it already (A and B share it).
+    """
+    xp = array_api_compat.array_namespace(rows)
+    if params.temperature == 0:
+        return [int(token) for token in xp.argmax(rows, axis=-1)]
+    if noise is None:
+        noise = gumbel(params.seed, positions, rows.shape[-1], rows)
+    return [int(token) for token in xp.argmax(scores(rows, params) + noise, axis=-1)]
+
+
+def log_softmax(values: Array) -> Array:
+    """Normalised log-probabilities of `[n, V]` logits or scaled rows, in the dtype of `values`."""
+    xp = array_api_compat.array_namespace(values)
+    shifted = values - xp.max(values, axis=-1, keepdims=True)
+    return shifted - xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
+
+
+def at_temperature(rows: Array, temperature: float) -> Array:
+    """Rows `[n, V]` of log-probabilities, tempered and normalised again."""
+    return rows if temperature == 1 else log_softmax(rows / temperature)
+
+
+def top(rows: Array, k: int) -> tuple[Array, Array]:
+    """The k largest entries of each row, best first: values `[n, k]` and ids `[n, k]`."""
+    if array_api_compat.is_torch_array(rows):
+        values, ids = rows.topk(k, dim=-1)
+        return values, ids
+    part = np.argpartition(-rows, k - 1, axis=-1)[:, :k] if k < rows.shape[-1] else np.argsort(-rows, axis=-1)
+    values = np.take_along_axis(rows, part, axis=-1)
+    order = np.argsort(-values, axis=-1, kind="stable")
+    return np.take_along_axis(values, order, axis=-1), np.take_along_axis(part, order, axis=-1)
+
+
+def to_numpy(array: Array) -> np.ndarray[Any, np.dtype[Any]]:
+    """A numpy array of the same values on the host."""
+    if array_api_compat.is_torch_array(array):
+        array = array.detach().cpu().numpy()
+    return np.asarray(array)

@@ -1,0 +1,97 @@
+"""Teacher-forced scoring: rows of one model, or measures of both, over a given sequence, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from rl_onoff import divergence
+from workers.backends.base import Pair, together
+from workers.sampling import at_temperature, log_softmax, to_numpy, top
+from workers.wire import Array, Compare, Done, Frame, Rows, Score, Usage, Values
+
+#: float32 bytes of one model's rows held at a time; the float64 temporaries of a measure come on top, a few times that.
+CHUNK_BYTES = 16 << 20
+#: Tokens of one forward pass: attention over a long solution in one piece would need memory quadratic in it.
+MAX_POSITIONS = 512
+
+
+def _positions_per_chunk(vocab_size: int) -> int:
+    return max(1, min(MAX_POSITIONS, CHUNK_BYTES // (4 * vocab_size)))
+
+
+async def score(pair: Pair, job: Score) -> AsyncIterator[Frame]:
+    """`Rows` of consecutive positions, then `Done`."""
+    model = pair.a if job.side == "a" else pair.b
+    size = _positions_per_chunk(model.info.vocab_size)
+    async with model.sequence() as sequence:
+        for begin in range(job.start, len(job.ids), size):
+            end = min(begin + size, len(job.ids))
+            rows = await sequence.rows(job.ids[: end - 1], begin, logits=job.kind == "logits")
+            yield await pair.compute(_cut, rows, job, begin, end)
+        forwards = sequence.forwards
+    yield Done(Usage(a_forwards=forwards) if job.side == "a" else Usage(b_forwards=forwards))
+
+
+def _cut(rows: Any, job: Score, begin: int, end: int) -> Rows:
+    xp = array_api_compat.array_namespace(rows)
+    logits = rows / job.temperature if job.kind == "logits" and job.temperature != 1 else rows
+    logprobs = log_softmax(logits) if job.kind == "logits" else at_temperature(rows, job.temperature)
+    values = {"logits": logits, "logprobs": logprobs}.get(job.kind)
+    values = xp.exp(logprobs) if values is None else values
+    device = array_api_compat.device(rows)
+    token_ids = xp.asarray(job.ids[begin:end], dtype=xp.int64, device=device)
+    ids = None
+    if job.top_k is not None:
+        values, top_ids = top(values, job.top_k)
+        ids = Array.of(to_numpy(top_ids).astype(np.int64))
+    return Rows(
+        start=begin - job.start,
+        values=_stored(to_numpy(values), job.dtype),
+        ids=ids,
+        token_logprobs=Array.of(to_numpy(divergence.gather(logprobs, token_ids))),
+        entropy=Array.of(to_numpy(divergence.entropy(logprobs))),
+    )
+
+
+def _stored(values: Any, dtype: str) -> Array:
+    """Rounded to nearest even; bfloat16 as its bit pattern, NaN excluded by construction."""
+    if dtype == "bfloat16":
+        bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        return Array.of(rounded.astype(np.uint16), "bfloat16")
+    return Array.of(np.asarray(values).astype(dtype), dtype)
+
+
+async def compare(pair: Pair, job: Compare) -> AsyncIterator[Frame]:
+    """`Values` of consecutive positions of the solution, then `Done`."""
+    solution = job.a_ids[job.a_start :]
+    size = _positions_per_chunk(pair.info.a.vocab_size)
+    async with pair.a.sequence() as a, pair.b.sequence() as b:
+        for begin in range(0, len(solution), size):
+            end = min(begin + size, len(solution))
+            rows_a, rows_b = await together(
+                a.rows(job.a_ids[: job.a_start + end - 1], job.a_start + begin),
+                b.rows(job.b_ids[: job.b_start + end - 1], job.b_start + begin),
+            )
+            yield await pair.compute(_measure, rows_a, rows_b, job, begin, solution[begin:end])
+        usage = Usage(a.forwards, b.forwards)
+    yield Done(usage)
+
+
+def _measure(rows_a: Any, rows_b: Any, job: Compare, begin: int, solution: list[int]) -> Values:
+    xp = array_api_compat.array_namespace(rows_a)
+    rows_a, rows_b = at_temperature(rows_a, job.temperature), at_temperature(rows_b, job.temperature)
+    token_ids = xp.asarray(solution, dtype=xp.int64, device=array_api_compat.device(rows_a))
+    measured = divergence.compute(rows_a, rows_b, job.measures, token_ids)
+    agree = divergence.compute(rows_a, rows_b, ["top1_agree"])["top1_agree"]
+    return Values(
+        start=begin,
+        measures={name: Array.of(to_numpy(values)) for name, values in measured.items()},
+        logprobs_a=Array.of(to_numpy(divergence.gather(rows_a, token_ids))),
+        logprobs_b=Array.of(to_numpy(divergence.gather(rows_b, token_ids))),
+        top1_agree=Array.of(to_numpy(agree)),
+    )
