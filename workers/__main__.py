@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 
 import msgspec
 
@@ -57,7 +58,10 @@ def main() -> int:
         reported = error if isinstance(error, LoadError) else ConfigurationError(f"not a worker spec: {error}")
         print(json.dumps(reported.problem()), flush=True)
         return EXIT_LOAD_FAILED
-    asyncio.run(serve(pair, spec.socket))
+    try:
+        asyncio.run(serve(pair, spec.socket))
+    finally:
+        Path(spec.socket).unlink(missing_ok=True)
     return 0
 
 
