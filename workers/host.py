@@ -16,7 +16,7 @@ import msgspec
 from aiohttp import web
 
 from rl_onoff.errors import InternalError, InvalidField, OnOffError, OutOfMemory
-from workers import generation, lockstep, scoring
+from workers import generation, lockstep, lookahead, scoring
 from workers.backends.base import Pair
 from workers.wire import (
     CONTENT_TYPE,
@@ -59,7 +59,9 @@ def answer(pair: Pair, job: Job) -> AsyncIterator[Frame]:
             return scoring.compare(pair, job)
         case SwitchGenerate():
             _check_ids(pair, job.ids)
-            return lockstep.switch_generate(pair, job)
+            if job.lookahead == 0:
+                return lockstep.switch_generate(pair, job)
+            return lookahead.switch_generate(pair, job)
 
 
 def _check_ids(pair: Pair, ids: list[int]) -> None:

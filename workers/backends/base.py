@@ -13,14 +13,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from workers.wire import ModelInfo, PairInfo
+from workers.wire import ModelInfo, PairInfo, SamplingParams
 
 Ids = Sequence[int]
 Rows = Any  # float32 [n, V], of numpy or of torch on the backend's device
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """n tokens and the rows `[n, V]` that predicted them."""
+
+    tokens: list[int]
+    rows: Rows
 
 
 class CachedSequence(Protocol):
@@ -35,6 +44,13 @@ class CachedSequence(Protocol):
 
         With `logits` the model's own float32 logits instead of log-probabilities. 1 <= start <= len(ids); every id is
         in [0, V). Costs one forward pass over the tokens not yet cached (more for a long uncached prefix).
+        """
+        ...
+
+    async def draft(self, ids: Ids, count: int, params: SamplingParams, eos: frozenset[int]) -> Draft:
+        """The model's own next `count` tokens after `ids`, with the rows they were drawn from.
+
+        Fewer when one of `eos` is drawn: it is the last. Token for token the same as drawing from `rows` one by one.
         """
         ...
 

@@ -31,8 +31,9 @@ import numpy.typing as npt
 
 from rl_onoff.errors import ConfigurationError, MissingDependency, PairMismatch
 from rl_onoff.version import __version__
-from workers.backends.base import Ids
-from workers.wire import ModelInfo, ModelSpec, PairInfo, WorkerSpec
+from workers.backends.base import Draft, Ids
+from workers.sampling import choose
+from workers.wire import ModelInfo, ModelSpec, PairInfo, SamplingParams, WorkerSpec
 
 T = TypeVar("T")
 UNK = "<unk>"
@@ -122,6 +123,14 @@ class TableSequence:
         self.forwards += 1
         self._model.steps += 1
         return np.stack([self._model.row(ids[:t]) for t in range(start, len(ids) + 1)])
+
+    async def draft(self, ids: Ids, count: int, params: SamplingParams, eos: frozenset[int]) -> Draft:
+        prefix = list(ids)
+        rows: list[npt.NDArray[np.float32]] = []
+        while len(rows) < count and (not rows or prefix[-1] not in eos):
+            rows.append(await self.rows(prefix, len(prefix)))
+            prefix += choose(rows[-1], params, [len(prefix)])
+        return Draft(prefix[len(ids) :], np.concatenate(rows))
 
 
 class TablePair:

@@ -12,11 +12,15 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import torch
+
+from workers.backends.base import Draft
+from workers.sampling import choose
+from workers.wire import SamplingParams
 
 T = TypeVar("T")
 
@@ -38,12 +42,37 @@ class BatchedModel(Protocol):
 
 @dataclass(slots=True, eq=False)
 class RowsCall:
+    """Rows `start`..`len(ids)` of one sequence."""
+
     model: BatchedModel
     slot: Any
     ids: list[int]
     start: int
     logits: bool
     future: asyncio.Future[Any]
+
+    def absorb(self, rows: torch.Tensor) -> Any:
+        """The answer, once these rows complete it; None if the call goes on."""
+        return rows
+
+
+@dataclass(slots=True, eq=False)
+class DraftCall(RowsCall):
+    """The next `count` tokens, each drawn here as soon as its row is there."""
+
+    count: int
+    params: SamplingParams
+    eos: frozenset[int]
+    drawn: list[torch.Tensor] = field(default_factory=list)
+
+    def absorb(self, rows: torch.Tensor) -> Draft | None:
+        token = choose(rows, self.params, [len(self.ids)])[0]
+        self.drawn.append(rows)
+        self.ids.append(token)
+        self.start = len(self.ids)
+        if len(self.drawn) < self.count and token not in self.eos:
+            return None
+        return Draft(self.ids[-len(self.drawn) :], torch.cat(self.drawn))
 
 
 @dataclass(slots=True, eq=False)
@@ -68,10 +97,9 @@ class Engine:
     def closed(self, model: BatchedModel) -> None:
         self._in_flight[id(model)] -= 1
 
-    async def rows(self, model: BatchedModel, slot: Any, ids: list[int], start: int, logits: bool) -> torch.Tensor:
-        future: asyncio.Future[torch.Tensor] = asyncio.get_running_loop().create_future()
-        self._calls.put(RowsCall(model, slot, ids, start, logits, future))
-        return await future
+    async def submit(self, call: RowsCall) -> Any:
+        self._calls.put(call)
+        return await call.future
 
     async def compute(self, function: Callable[..., T], *args: Any) -> T:
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
@@ -130,14 +158,20 @@ class Engine:
         finished: list[tuple[asyncio.Future[Any], Any, BaseException | None]] = []
         for calls in groups.values():
             self.steps += 1
-            results, error = _attempt(partial(calls[0].model.forward, calls))
-            for call, rows in zip(calls, results or [None] * len(calls), strict=True):
-                if rows is None and error is None:
+            results, error = _attempt(partial(self._advance, calls))
+            for call, answer in zip(calls, results or [None] * len(calls), strict=True):
+                if answer is None and error is None:
                     unfinished.append(call)
                 else:
-                    finished.append((call.future, rows, error))
+                    finished.append((call.future, answer, error))
         self._deliver(finished)
         return unfinished
+
+    @staticmethod
+    def _advance(calls: list[RowsCall]) -> list[Any]:
+        """One pass for calls of one shape: the answers it completes, None for those that go on."""
+        batch = calls[0].model.forward(calls)
+        return [None if rows is None else call.absorb(rows) for call, rows in zip(calls, batch, strict=True)]
 
     @staticmethod
     def _deliver(results: list[tuple[asyncio.Future[Any], Any, BaseException | None]]) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from workers.backends.base import Ids
-from workers.backends.hf.engine import Engine, RowsCall
+from workers.backends.base import Draft, Ids
+from workers.backends.hf.engine import DraftCall, Engine, RowsCall
 from workers.backends.hf.slots import Slot, SlotCache
-from workers.wire import ModelInfo
+from workers.wire import ModelInfo, SamplingParams
 
 #: Tokens of a long prefix computed in one forward pass.
 PREFILL_CHUNK = 512
@@ -116,9 +116,27 @@ class HFSequence:
         self.forwards = 0
 
     async def rows(self, ids: Ids, start: int, *, logits: bool = False) -> torch.Tensor:
-        engine, own = self._model.engine, list(ids)
-        if self.slot is None:
-            self.slot = self._model.take_slot(own)
-            await engine.compute(self._model.adopt, self.slot, own)
+        own = list(ids)
+        slot = await self._place(own)
         self.forwards += 1
-        return await engine.rows(self._model, self.slot, own, start, logits)
+        rows: torch.Tensor = await self._model.engine.submit(RowsCall(self._model, slot, own, start, logits, _future()))
+        return rows
+
+    async def draft(self, ids: Ids, count: int, params: SamplingParams, eos: frozenset[int]) -> Draft:
+        own = list(ids)
+        slot = await self._place(own)
+        draft: Draft = await self._model.engine.submit(
+            DraftCall(self._model, slot, own, len(own), False, _future(), count, params, eos)
+        )
+        self.forwards += len(draft.tokens)
+        return draft
+
+    async def _place(self, ids: list[int]) -> Slot:
+        if self.slot is None:
+            self.slot = self._model.take_slot(ids)
+            await self._model.engine.compute(self._model.adopt, self.slot, ids)
+        return self.slot
+
+
+def _future() -> asyncio.Future[Any]:
+    return asyncio.get_running_loop().create_future()

@@ -1,0 +1,372 @@
+"""Errors, retries and broken streams."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import httpx
+import pytest
+
+from rl_onoff import AsyncClient, Client, errors
+from rl_onoff._http import Backoff, retry_after
+from rl_onoff.schemas import GenerateResponse, GenerateToken, Switch, SwitchResponse, SwitchToken
+from tests.unit.service_double import GENERATED, SWITCHED, Body, Service, problem, sse, switch_events
+
+
+def generate(service: Service, **options: Any) -> GenerateResponse:
+    with Client(transport=service.transport, **options) as client:
+        return client.generate("Q", model="m")
+
+
+def good() -> httpx.Response:
+    return httpx.Response(200, json=GENERATED)
+
+
+@pytest.mark.parametrize(
+    ("status", "slug", "cls"),
+    [
+        (401, "unauthorized", errors.Unauthorized),
+        (404, "unknown-model", errors.UnknownModel),
+        (413, "payload-too-large", errors.PayloadTooLarge),
+        (422, "context-exceeded", errors.ContextExceeded),
+        (500, "internal-error", errors.InternalError),
+        (504, "deadline-exceeded", errors.DeadlineExceeded),
+    ],
+)
+def test_problems_are_raised_as_their_class_at_once(
+    status: int, slug: str, cls: type[errors.OnOffError], sleeps: list[float]
+) -> None:
+    service = Service(problem(status, slug, limit=512))
+    with pytest.raises(cls, match=f"it is {slug}") as caught:
+        generate(service)
+    assert type(caught.value) is cls
+    assert (caught.value.request_id, caught.value.extensions) == ("r1", {"limit": 512})
+    assert len(service.requests) == 1
+    assert sleeps == []
+
+
+@pytest.mark.parametrize(
+    ("response", "cls", "detail"),
+    [
+        (httpx.Response(502, text="<html>Bad Gateway"), errors.ServiceError, "HTTP 502 Bad Gateway from http://"),
+        (httpx.Response(404, json={"detail": "Not Found"}), errors.RequestError, "Not Found"),
+        (httpx.Response(422, json={"detail": [{"loc": ["x"]}]}), errors.RequestError, "loc"),
+        (httpx.Response(400, json=["what"]), errors.RequestError, "HTTP 400"),
+        (httpx.Response(307, headers={"Location": "/x"}), errors.ServiceError, "HTTP 307"),
+        (httpx.Response(500, content=b"\xff\xfe{"), errors.ServiceError, "HTTP 500"),
+    ],
+)
+def test_answers_of_something_else(response: httpx.Response, cls: type[errors.OnOffError], detail: str) -> None:
+    with pytest.raises(cls) as caught:
+        generate(Service(response))
+    assert type(caught.value) is cls
+    assert detail in caught.value.detail
+    assert caught.value.status == response.status_code
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        httpx.ConnectError("refused"),
+        httpx.ConnectTimeout("slow"),
+        httpx.RemoteProtocolError("Server disconnected without sending a response."),
+        httpx.ReadError("reset"),
+        problem(429, "overloaded", retryable=True),
+        problem(503, "worker-unavailable", retryable=True),
+        httpx.Response(503, text="proxy"),
+    ],
+)
+async def test_what_has_no_answer_yet_is_tried_again(first: Any, sleeps: list[float]) -> None:
+    service = Service(first, first, good())
+    assert generate(service).id == "g1"
+    assert len(service.requests) == 3
+    assert 0.25 <= sleeps[0] <= 0.5 <= sleeps[1] <= 1.0
+    service = Service(first, good())
+    async with AsyncClient(transport=service.transport) as client:
+        assert (await client.generate("Q", model="m")).id == "g1"
+    assert len(service.requests) == 2
+    assert len(sleeps) == 3
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.ReadTimeout("silent"),
+        httpx.WriteTimeout("slow"),
+        httpx.UnsupportedProtocol("gopher"),
+        problem(503, "worker-lost", retryable=False),
+        problem(504, "deadline-exceeded", retryable=True),
+        problem(500, "internal-error"),
+    ],
+)
+def test_what_may_be_running_or_will_not_help_is_not(answer: Any, sleeps: list[float]) -> None:
+    service = Service(answer)
+    with pytest.raises(errors.OnOffError):
+        generate(service)
+    assert len(service.requests) == 1
+
+
+async def test_giving_up(sleeps: list[float]) -> None:
+    service = Service(httpx.ConnectError("refused"))
+    with pytest.raises(errors.TransportError, match=r"POST http://127\.0\.0\.1:8000/generate: refused") as caught:
+        generate(service)
+    assert isinstance(caught.value.__cause__, httpx.ConnectError)
+    assert len(service.requests) == 3
+    service = Service(httpx.ConnectError("refused"))
+    async with AsyncClient(transport=service.transport, max_retries=1) as client:
+        with pytest.raises(errors.TransportError) as caught:
+            await client.generate("Q", model="m")
+    assert isinstance(caught.value.__cause__, httpx.ConnectError)
+    assert len(service.requests) == 2
+
+
+def test_retry_after_is_honoured_up_to_the_budget(sleeps: list[float]) -> None:
+    busy = problem(429, "overloaded", retryable=True, retry_after=7)
+    assert generate(Service(busy, good())).id == "g1"
+    assert sleeps == [7.0]
+    never = problem(429, "overloaded", retryable=True, retry_after=3600)
+    with pytest.raises(errors.Overloaded) as caught:
+        generate(Service(never, good()))
+    assert caught.value.retry_after == 3600
+    assert sleeps == [7.0]
+
+
+def test_the_budget_is_for_all_waits_together() -> None:
+    error = errors.Overloaded("full", retry_after=25.0)
+    backoff = Backoff(max_retries=10)
+    assert [backoff.delay(attempt, error, waited=25.0 * attempt) for attempt in range(3)] == [25.0, 25.0, None]
+
+
+def test_waits_double_up_to_the_longest() -> None:
+    error = errors.Overloaded("full")
+    delays = [Backoff(max_retries=9).delay(attempt, error, 0.0) or 0.0 for attempt in range(9)]
+    bounds = [0.5, 1, 2, 4, 8, 8, 8, 8, 8]
+    assert all(bound / 2 <= delay <= bound for delay, bound in zip(delays, bounds, strict=True))
+
+
+def test_retry_after_as_a_date_and_as_nonsense() -> None:
+    soon = datetime.now(UTC) + timedelta(seconds=30)
+    assert 28 <= (retry_after(format_datetime(soon, usegmt=True)) or 0) <= 31
+    assert retry_after(format_datetime(soon - timedelta(days=1), usegmt=True)) == 0
+    assert [retry_after(value) for value in (None, "soon", "inf", "nan", "-3", "0.5")] == [
+        None,
+        None,
+        None,
+        None,
+        0,
+        0.5,
+    ]
+
+
+def test_ready_is_asked_once_and_not_ready_is_an_answer(sleeps: list[float]) -> None:
+    starting = {"ready": False, "pairs": {"demo": "starting"}}
+    for response in (problem(503, "worker-unavailable", **starting), httpx.Response(503, json=starting)):
+        service = Service(response)
+        with Client(transport=service.transport) as client:
+            answer = client.ready()
+        assert (answer.ready, answer.pairs, len(service.requests)) == (False, {"demo": "starting"}, 1)
+    broken = Service(problem(500, "internal-error"))
+    with Client(transport=broken.transport) as client, pytest.raises(errors.InternalError):
+        client.ready()
+
+
+async def test_ready_async() -> None:
+    async with AsyncClient(transport=Service(problem(503, "worker-unavailable")).transport) as client:
+        assert not (await client.ready()).ready
+    async with AsyncClient(transport=Service(httpx.ConnectError("no")).transport) as client:
+        with pytest.raises(errors.TransportError):
+            await client.ready()
+
+
+async def test_an_answer_cut_short_is_not_asked_for_again(sleeps: list[float]) -> None:
+    def half(_: httpx.Request) -> httpx.Response:
+        return Body([b'{"id": '], httpx.ReadError("reset")).response("application/json")
+
+    service = Service(half)
+    with pytest.raises(errors.TransportError, match="reset"):
+        generate(service)
+    async with AsyncClient(transport=service.transport) as client:
+        with pytest.raises(errors.TransportError, match="reset"):
+            await client.generate("Q", model="m")
+    assert len(service.requests) == 2
+
+
+# ---------------------------------------------------------------------------------------------- streams
+
+
+async def events(body: Body) -> tuple[list[Any], Any]:
+    """The events of both clients, which must be the same, and the exception or result they end with."""
+    outcomes: list[tuple[list[Any], Any]] = []
+    with Client(transport=Service(lambda _: body.response()).transport) as client:
+        seen: list[Any] = []
+        with client.switch_generate("Q", stream=True) as stream:
+            try:
+                seen.extend(stream)  # keeps what came before an exception
+                outcomes.append((seen, stream.result))
+            except errors.OnOffError as error:
+                outcomes.append((seen, error))
+    assert body.closed
+    body.closed = False
+    async with AsyncClient(transport=Service(lambda _: body.response()).transport) as client:
+        seen = []
+        async with await client.switch_generate("Q", stream=True) as stream_:
+            try:
+                async for event in stream_:
+                    seen.append(event)
+                outcomes.append((seen, stream_.result))
+            except errors.OnOffError as error:
+                outcomes.append((seen, error))
+    assert body.closed
+    (events_, outcome), (async_events, async_outcome) = outcomes
+    assert events_ == async_events
+    assert str(outcome) == str(async_outcome)
+    assert type(outcome) is type(async_outcome)
+    return events_, outcome
+
+
+def chopped(chunks: list[bytes], size: int) -> list[bytes]:
+    whole = b"".join(chunks)
+    return [whole[start : start + size] for start in range(0, len(whole), size)]
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 100_000])
+async def test_a_stream_however_it_is_cut_into_chunks(size: int) -> None:
+    seen, result = await events(Body(chopped(switch_events(), size)))
+    assert [type(event) for event in seen] == [SwitchToken, Switch, SwitchToken, SwitchResponse]
+    assert "".join(event.text for event in seen if isinstance(event, SwitchToken)) == result.text == "xy\u2028z"
+    assert seen[1].to == "b"
+    assert seen[-1] is result
+
+
+async def test_nothing_is_read_after_the_result() -> None:
+    body = Body([*switch_events(), sse("token", {"index": 9}), sse("error", {})])
+    _, result = await events(body)
+    assert result.id == "s1"
+
+
+async def test_an_error_event_is_raised_as_its_class() -> None:
+    lost = errors.WorkerLost("the worker died", tokens_emitted=1).problem()
+    seen, error = await events(Body([switch_events()[1], sse("error", lost | {"request_id": "r5"})]))
+    assert len(seen) == 1
+    assert type(error) is errors.WorkerLost
+    assert (error.detail, error.retryable, error.request_id) == ("the worker died", True, "r5")
+    assert error.extensions["tokens_emitted"] == 1
+
+
+@pytest.mark.parametrize("keep", range(7))
+async def test_a_clean_end_without_a_result_is_a_truncation(keep: int) -> None:
+    seen, error = await events(Body(switch_events()[:keep]))
+    assert type(error) is errors.StreamTruncated
+    assert error.request_id == "r9"
+    assert f"after {len(seen)} events" in error.detail
+
+
+async def test_half_a_terminal_event_is_a_truncation() -> None:
+    chunks = switch_events()
+    chunks[-1] = chunks[-1][:-1]
+    _, error = await events(Body(chunks))
+    assert type(error) is errors.StreamTruncated
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [httpx.ReadError("reset"), httpx.RemoteProtocolError("incomplete chunked read"), httpx.ReadTimeout("")],
+)
+async def test_a_connection_that_breaks_is_a_truncation(failure: Exception) -> None:
+    seen, error = await events(Body(switch_events()[:3], failure))
+    assert len(seen) == 1
+    assert type(error) is errors.StreamTruncated
+    assert error.__cause__ is failure
+    assert (str(failure) or "ReadTimeout") in error.detail
+
+
+@pytest.mark.parametrize(
+    "data", [b"event: done\ndata: {\n\n", b"event: error\ndata: []\n\n", b"event: token\ndata:\n\n"]
+)
+async def test_an_event_that_is_none(data: bytes) -> None:
+    _, error = await events(Body([data]))
+    assert type(error) is errors.ServiceError
+
+
+async def test_an_answer_that_is_no_stream() -> None:
+    service = Service(lambda _: Body([json.dumps(SWITCHED).encode()]).response("application/json"))
+    with Client(transport=service.transport) as client, pytest.raises(errors.ServiceError, match="no event stream"):
+        client.switch_generate("Q", stream=True).until_done()
+    async with AsyncClient(transport=service.transport) as client:
+        with pytest.raises(errors.ServiceError, match="no event stream"):
+            await (await client.switch_generate("Q", stream=True)).until_done()
+
+
+async def test_a_stream_is_refused_before_it_begins(sleeps: list[float]) -> None:
+    service = Service(problem(429, "overloaded", retryable=True), problem(404, "unknown-model"))
+    with Client(transport=service.transport) as client, pytest.raises(errors.UnknownModel):
+        client.switch_generate("Q", stream=True)
+    assert len(service.requests) == 2
+
+
+async def test_leaving_early_closes_the_connection() -> None:
+    body = Body(switch_events())
+    with Client(transport=Service(lambda _: body.response()).transport) as client:
+        with client.switch_generate("Q", stream=True) as stream:
+            next(iter(stream))
+        assert body.closed
+        body.closed = False
+        for _ in client.switch_generate("Q", stream=True):
+            break
+        assert body.closed
+    body = Body(switch_events())
+    async with AsyncClient(transport=Service(lambda _: body.response()).transport) as client:
+        async with await client.switch_generate("Q", stream=True) as astream:
+            async for _ in astream:
+                break
+        assert body.closed
+        assert body.sent < len(body.chunks)
+
+
+async def test_cancelling_the_reader_closes_the_connection() -> None:
+    class Slow(Body):
+        async def __aiter__(self) -> Any:
+            yield self.chunks[1]
+            await asyncio.Event().wait()
+
+    body = Slow(switch_events())
+    async with AsyncClient(transport=Service(lambda _: body.response()).transport) as client:
+
+        async def read() -> None:
+            async with await client.switch_generate("Q", stream=True) as stream:
+                await stream.until_done()
+
+        task = asyncio.create_task(read())
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert body.closed
+
+
+async def test_results_are_known_at_the_end_and_streams_read_once() -> None:
+    body = Body(switch_events())
+    with Client(transport=Service(lambda _: body.response()).transport) as client:
+        stream = client.switch_generate("Q", stream=True)
+        with pytest.raises(RuntimeError, match="read to its end"):
+            _ = stream.result
+        assert stream.until_done() is stream.result
+        assert stream.request_id == "r9"
+        with pytest.raises(RuntimeError, match="only once"):
+            list(stream)
+
+
+async def test_generate_streams_too() -> None:
+    token = {"prompt_index": 0, "sample": 0, "index": 0, "id": 4, "text": "4"}
+    body = Body([sse("token", token), sse("done", GENERATED)])
+    service = Service(lambda _: body.response())
+    with Client(transport=service.transport) as client:
+        kinds = [type(event) for event in client.generate("Q", model="m", stream=True)]
+    assert kinds == [GenerateToken, GenerateResponse]
+    assert service.sent["stream"] is True
+    async with AsyncClient(transport=service.transport) as client:
+        assert (await (await client.generate("Q", model="m", stream=True)).until_done()).id == "g1"
