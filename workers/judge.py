@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from rl_onoff import divergence
 from rl_onoff.policy import Lead
-from workers import sampling
+from workers import kernels, sampling
 from workers.wire import SamplingParams
 
 
@@ -37,12 +39,9 @@ def judge(
     rows_a: Any, rows_b: Any, positions: Sequence[int], params: SamplingParams, measures: frozenset[str]
 ) -> Judgement:
     """Judge rows `[n, V]` of A and B that predict the tokens at `positions`."""
-    noise = None
-    if params.temperature > 0:
-        noise = sampling.gumbel(params.seed, positions, rows_a.shape[-1], rows_a)
-    tokens_a = sampling.choose(rows_a, params, positions, noise)
-    tokens_b = sampling.choose(rows_b, params, positions, noise)
-    values = divergence.compute(rows_a, rows_b, sorted(measures - {"delta_logp"}))
+    tokens_a = sampling.choose(rows_a, params, positions)
+    tokens_b = sampling.choose(rows_b, params, positions)
+    values = measure(rows_a, rows_b, sorted(measures - {"delta_logp"}))
     deltas: list[list[float]] = [[], []]
     if "delta_logp" in measures:
         deltas = [_delta(rows_a, rows_b, tokens) for tokens in (tokens_a, tokens_b)]
@@ -52,6 +51,18 @@ def judge(
         {name: [float(value) for value in column] for name, column in values.items()},
         *deltas,
     )
+
+
+def measure(rows_a: Any, rows_b: Any, measures: Iterable[str], token_ids: Any = None) -> dict[str, Any]:
+    """As `divergence.compute`, by compiled loops where there are any and the rows are within their reach."""
+    names = set(measures)
+    host_a, host_b = sampling.on_host(rows_a), sampling.on_host(rows_b)
+    if host_a is None or host_b is None or host_a.dtype != np.float32 or "js" not in names:
+        return divergence.compute(rows_a, rows_b, names, token_ids)
+    return {
+        "js": kernels.js_rows(host_a, host_b),
+        **divergence.compute(rows_a, rows_b, names - {"js"}, token_ids),
+    }
 
 
 def _delta(rows_a: Any, rows_b: Any, tokens: list[int]) -> list[float]:

@@ -19,6 +19,7 @@ import array_api_compat
 import numpy as np
 
 from rl_onoff.philox import STREAM_TOKENS, philox4x32
+from workers import kernels
 from workers.wire import SamplingParams
 
 Array = Any  # a numpy array or torch tensor
@@ -67,17 +68,42 @@ def scores(rows: Array, params: SamplingParams) -> Array:
     return xp.where(keep, scaled, xp.full_like(scaled, -math.inf))
 
 
-def choose(rows: Array, params: SamplingParams, positions: Sequence[int], noise: Array | None = None) -> list[int]:
-    """The token drawn from each row `[n, V]`, for the tokens at `positions`; the best token at temperature 0.
+def filters(params: SamplingParams, vocab_size: int) -> bool:
+    """Whether any token may be filtered out."""
+    return 0 < params.top_k < vocab_size or params.top_p < 1 or params.min_p > 0
 
-    `noise` may be passed where the caller has it already (A and B share it).
-    """
+
+def choose(rows: Array, params: SamplingParams, positions: Sequence[int]) -> list[int]:
+    """The token drawn from each row `[n, V]`, for the tokens at `positions`; the best token at temperature 0."""
     xp = array_api_compat.array_namespace(rows)
     if params.temperature == 0:
         return [int(token) for token in xp.argmax(rows, axis=-1)]
-    if noise is None:
-        noise = gumbel(params.seed, positions, rows.shape[-1], rows)
+    host = on_host(rows)
+    if host is None:
+        return draw(rows, params, positions)
+    places = np.asarray(list(positions), dtype=np.int64)
+    if filters(params, rows.shape[-1]):
+        drawn = kernels.draw_rows(scores(host, params), 1.0, params.seed, places)
+    else:
+        drawn = kernels.draw_rows(host, params.temperature, params.seed, places)
+    tokens: list[int] = drawn.tolist()
+    return tokens
+
+
+def draw(rows: Array, params: SamplingParams, positions: Sequence[int]) -> list[int]:
+    """What `choose` means above temperature 0, in array operations: on devices, and to check the kernel by."""
+    xp = array_api_compat.array_namespace(rows)
+    noise = gumbel(params.seed, positions, rows.shape[-1], rows)
     return [int(token) for token in xp.argmax(scores(rows, params) + noise, axis=-1)]
+
+
+def on_host(rows: Array) -> np.ndarray[Any, np.dtype[Any]] | None:
+    """The same memory as a contiguous numpy array, where the processor can reach it."""
+    if array_api_compat.is_torch_array(rows):
+        if rows.device.type != "cpu":
+            return None
+        rows = rows.detach().numpy()
+    return np.ascontiguousarray(rows)
 
 
 def log_softmax(values: Array) -> Array:

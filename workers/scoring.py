@@ -10,6 +10,7 @@ import numpy as np
 
 from rl_onoff import divergence
 from workers.backends.base import Pair, together
+from workers.judge import measure
 from workers.sampling import at_temperature, log_softmax, to_numpy, top
 from workers.wire import Array, Compare, Done, Frame, Rows, Score, Usage, Values
 
@@ -86,7 +87,7 @@ def _measure(rows_a: Any, rows_b: Any, job: Compare, begin: int, solution: list[
     xp = array_api_compat.array_namespace(rows_a)
     rows_a, rows_b = at_temperature(rows_a, job.temperature), at_temperature(rows_b, job.temperature)
     token_ids = xp.asarray(solution, dtype=xp.int64, device=array_api_compat.device(rows_a))
-    measured = divergence.compute(rows_a, rows_b, job.measures, token_ids)
+    measured = measure(rows_a, rows_b, job.measures, token_ids)
     agree = divergence.compute(rows_a, rows_b, ["top1_agree"])["top1_agree"]
     return Values(
         start=begin,

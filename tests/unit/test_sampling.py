@@ -126,6 +126,18 @@ def test_numpy_and_torch_draw_the_same() -> None:
         assert sampling.choose(rows, params, range(200)) == sampling.choose(torch.from_numpy(rows), params, range(200))
 
 
+@pytest.mark.parametrize("vocab_size", [1, 5, 287, 1024, 5000])
+def test_the_kernel_draws_what_the_arrays_draw(vocab_size: int) -> None:
+    generator = np.random.default_rng(vocab_size)
+    for scale in (0.0, 1.0, 8.0):
+        rows = generator.normal(size=(60, vocab_size)).astype(np.float32) * np.float32(scale)
+        rows[generator.random(rows.shape) < 0.2] = -np.inf
+        rows[:, vocab_size // 2] = 0.0
+        for temperature in (1e-3, 0.7, 1.0, 50.0):
+            params = SamplingParams(seed=2**62 + 5, temperature=temperature)
+            assert sampling.choose(rows, params, range(7, 67)) == sampling.draw(rows, params, range(7, 67))
+
+
 def test_noise_is_standard_gumbel() -> None:
     noise = sampling.gumbel(123, range(100), 1001, np.zeros(0)).ravel()
     assert stats.kstest(noise, "gumbel_r").pvalue > 1e-3

@@ -28,11 +28,15 @@ T = TypeVar("T")
 _GATHER = 0.001
 
 
+#: Steps a call of several tokens waits for drafts in the making.
+_PATIENCE = 16
+
+
 class BatchedModel(Protocol):
     """A model that can run calls of one shape as one forward pass."""
 
-    def shape(self, call: RowsCall) -> tuple[int, ...]:
-        """Calls of equal shape share a pass. Called in the engine's thread, once per pass."""
+    def shape(self, call: RowsCall) -> int:
+        """Calls of equal shape share a pass; 1 is a single new token. Called in the engine's thread, once per pass."""
         ...
 
     def forward(self, calls: list[RowsCall]) -> list[torch.Tensor | None]:
@@ -50,6 +54,7 @@ class RowsCall:
     start: int
     logits: bool
     future: asyncio.Future[Any]
+    waited: int = field(default=0, init=False)
 
     def absorb(self, rows: torch.Tensor) -> Any:
         """The answer, once these rows complete it; None if the call goes on."""
@@ -151,10 +156,17 @@ class Engine:
 
     def _step(self, pending: list[RowsCall]) -> list[RowsCall]:
         """One pass for every shape among the calls; those that need more passes come back."""
-        groups: dict[tuple[Any, ...], list[RowsCall]] = defaultdict(list)
-        for call in pending:
-            groups[id(call.model), call.logits, *call.model.shape(call)].append(call)
+        groups: dict[tuple[int, int], list[RowsCall]] = defaultdict(list)
         unfinished: list[RowsCall] = []
+        drafting = any(isinstance(call, DraftCall) for call in pending)
+        for call in pending:
+            shape = call.model.shape(call)
+            # A draft is judged once the others in the making are there: one pass for all instead of one for each.
+            if drafting and shape > 1 and call.waited < _PATIENCE and not isinstance(call, DraftCall):
+                call.waited += 1
+                unfinished.append(call)
+            else:
+                groups[id(call.model), shape].append(call)
         finished: list[tuple[asyncio.Future[Any], Any, BaseException | None]] = []
         for calls in groups.values():
             self.steps += 1

@@ -17,6 +17,8 @@ from workers.wire import ModelInfo, SamplingParams
 
 #: Tokens of a long prefix computed in one forward pass.
 PREFILL_CHUNK = 512
+#: Two to this many new tokens of a sequence share a pass with those of others, the shorter filled up.
+RAGGED = 32
 
 
 class HFModel:
@@ -84,9 +86,9 @@ class HFModel:
             return first, first + PREFILL_CHUNK, 1
         return first, len(call.ids), len(call.ids) - call.start + 1
 
-    def shape(self, call: RowsCall) -> tuple[int, ...]:
-        first, end, keep = self._plan(call)
-        return end - first, keep
+    def shape(self, call: RowsCall) -> int:
+        first, end, _ = self._plan(call)
+        return end - first if end - first == 1 or end - first > RAGGED else RAGGED
 
     def forward(self, calls: list[RowsCall]) -> list[torch.Tensor | None]:
         plans = [self._plan(call) for call in calls]
@@ -94,17 +96,20 @@ class HFModel:
         tokens = [call.ids[first:end] for call, (first, end, _) in zip(calls, plans, strict=True)]
         try:
             with self._scope():
-                logits = self._cache.forward(slots, tokens, [first for first, _, _ in plans], plans[0][2])
+                logits = self._cache.forward(
+                    slots, tokens, [first for first, _, _ in plans], [keep for _, _, keep in plans]
+                )
         except Exception:
             self._cache.forget(slots)
             raise
-        rows = logits[..., : self.info.vocab_size].float()
-        if not calls[0].logits:
-            rows = rows.log_softmax(-1)
         return [
-            rows[i] if end == len(call.ids) else None
-            for i, (call, (_, end, _)) in enumerate(zip(calls, plans, strict=True))
+            self._rows(row, call.logits) if end == len(call.ids) else None
+            for row, call, (_, end, _) in zip(logits, calls, plans, strict=True)
         ]
+
+    def _rows(self, logits: torch.Tensor, raw: bool) -> torch.Tensor:
+        cut = logits[:, : self.info.vocab_size].float()
+        return cut if raw else cut.log_softmax(-1)
 
 
 class HFSequence:

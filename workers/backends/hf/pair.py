@@ -172,8 +172,8 @@ def check_cache(model: Any, info: ModelInfo) -> None:
         cache, slot = SlotCache(model, 2, info.max_len), Slot(1)
         for ids, start in ((first, 0), (second, 5)):
             plain = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0].double()
-            rows = [cache.forward([slot], [ids[start:8]], [start], 8 - start)[0]]
-            rows += [cache.forward([slot], [[ids[t]]], [t], 1)[0] for t in range(8, len(ids))]
+            rows = cache.forward([slot], [ids[start:8]], [start], [8 - start])
+            rows += [cache.forward([slot], [[ids[t]]], [t], [1])[0] for t in range(8, len(ids))]
             gap = (torch.cat(rows).double() - plain[start:]).abs().max().item()
             if not gap <= tolerance:
                 raise ValueError(f"its rows differ from a plain forward pass by {gap:.2g}")

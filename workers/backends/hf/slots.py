@@ -123,13 +123,18 @@ class SlotCache:
             layer.copy(source.index, target.index, length)
         target.ids = source.ids[:length]
 
-    def forward(self, slots: list[Slot], tokens: list[list[int]], starts: list[int], keep: int) -> torch.Tensor:
-        """One forward pass over equally many new tokens of several slots: logits `[n, keep, columns]`.
+    def forward(
+        self, slots: list[Slot], tokens: list[list[int]], starts: list[int], keeps: list[int]
+    ) -> list[torch.Tensor]:
+        """One forward pass over the new tokens of several slots: logits `[keeps[i], columns]` of each.
 
         Row i's tokens take positions `starts[i]`...; they see their own sequence up to themselves. Logits of the last
-        `keep` tokens come back, in the model's own dtype.
+        `keeps[i]` tokens come back, in the model's own dtype. Shorter rows are filled up on the right: what the filling
+        writes lies beyond the row's length, where nothing attends before it is overwritten.
         """
-        count = len(tokens[0])
+        count = max(map(len, tokens))
+        filled = [new + new[-1:] * (count - len(new)) for new in tokens]
+        skipped = min(len(new) - keep for new, keep in zip(tokens, keeps, strict=True))
         end = max(starts) + count
         self._reserve(end)
         first = torch.tensor(starts, device=self.device)
@@ -142,14 +147,17 @@ class SlotCache:
         for slot, new, start in zip(slots, tokens, starts, strict=True):
             slot.ids[start:] = new
         logits: torch.Tensor = self._model(
-            input_ids=torch.tensor(tokens, device=self.device),
+            input_ids=torch.tensor(filled, device=self.device),
             attention_mask=self._masks(positions, length),
-            position_ids=positions,
+            position_ids=positions.clamp(max=self.max_len - 1),  # of fillings alone
             past_key_values=self._cache,
             use_cache=True,
-            logits_to_keep=keep,
+            logits_to_keep=count - skipped,
         ).logits
-        return logits
+        return [
+            row[len(new) - keep - skipped : len(new) - skipped]
+            for row, new, keep in zip(logits, tokens, keeps, strict=True)
+        ]
 
     def forget(self, slots: list[Slot]) -> None:
         """After a pass that failed half-way, nothing is known of what these slots hold."""
@@ -159,7 +167,7 @@ class SlotCache:
     def _reserve(self, length: int) -> None:
         if length > self.capacity:
             wanted = max(length, 2 * self.capacity, 4 * _BUCKET)
-            self.capacity = max(length, min(-(-wanted // _BUCKET) * _BUCKET, self.max_len))
+            self.capacity = max(length, min(-(-wanted // _BUCKET) * _BUCKET, self.max_len + _BUCKET))
             for layer in self._layers:
                 layer.grow(self.capacity)
 
