@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from pydantic import TypeAdapter
 
 from rl_onoff.policy import Policy, PolicyState, Signals, initial_state, step
-from workers.backends.base import Pair, together
+from workers.backends.base import Pair, roles, together
 from workers.judge import judge
 from workers.wire import Done, Frame, SwitchGenerate, Tokens, Usage
 
@@ -26,7 +26,8 @@ async def switch_generate(pair: Pair, job: SwitchGenerate) -> AsyncIterator[Fram
     eos = frozenset() if job.ignore_eos else frozenset({*pair.info.a.eos_ids, *pair.info.b.eos_ids})
     ids = list(job.ids)
     usage = Usage()
-    async with pair.a.sequence() as a, pair.b.sequence() as b:
+    model_a, model_b = roles(pair, job.swapped)
+    async with model_a.sequence() as a, model_b.sequence() as b:
         for _ in range(job.max_tokens):
             position = len(ids)
             rows_a, rows_b = await together(a.rows(ids, position), b.rows(ids, position))

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator
 from pydantic import TypeAdapter
 
 from rl_onoff.policy import Lead, Policy, PolicyState, Signals, initial_state, step
-from workers.backends.base import Pair
+from workers.backends.base import Pair, roles
 from workers.judge import judge
 from workers.wire import Done, Frame, SwitchGenerate, Tokens, Usage
 
@@ -37,7 +37,8 @@ async def switch_generate(pair: Pair, job: SwitchGenerate) -> AsyncIterator[Fram
     end = len(ids) + job.max_tokens
     pace = Pace(job.lookahead)
     usage = Usage()
-    async with pair.a.sequence() as a, pair.b.sequence() as b:
+    model_a, model_b = roles(pair, job.swapped)
+    async with model_a.sequence() as a, model_b.sequence() as b:
         sides = {"a": a, "b": b}
         while len(ids) < end:
             drafter, count = pace.choose(state.lead, end - len(ids))

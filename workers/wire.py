@@ -125,6 +125,7 @@ class SwitchGenerate(msgspec.Struct, frozen=True, tag="switch"):
     measures: list[str] = []
     ignore_eos: bool = False
     lookahead: int | None = None  # None: the worker chooses; 0: token by token
+    swapped: bool = False  # the pair's b plays A, and its a plays B
     state: dict[str, Any] | None = None
 
 

@@ -120,7 +120,10 @@ class Signals:
 
 
 def initial_state(policy: Policy) -> PolicyState:
-    return PolicyState(lead=policy.start if isinstance(policy, DivergencePolicy) else "a")
+    """Before the first token, which is judged like every other: a B that starts owes no dwell."""
+    if isinstance(policy, DivergencePolicy) and policy.start == "b":
+        return PolicyState(lead="b", run=policy.min_dwell)
+    return PolicyState()
 
 
 def step(policy: Policy, state: PolicyState, signals: Signals) -> tuple[PolicyState, Lead]:

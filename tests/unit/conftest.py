@@ -6,6 +6,11 @@ import asyncio
 import time
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A busy machine is no counterexample.
+settings.register_profile("rl-onoff", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("rl-onoff")
 
 
 @pytest.fixture

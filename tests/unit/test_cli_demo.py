@@ -19,8 +19,8 @@ from rl_onoff import AsyncClient
 from rl_onoff.cli import measurement
 from rl_onoff.cli.child import choose_port
 from rl_onoff.cli.measurement import Condition, Problem, Run
-from rl_onoff.errors import ConfigurationError
-from tests.unit.service_double import SWITCHED, Service
+from rl_onoff.errors import ConfigurationError, InternalError
+from tests.unit.service_double import SWITCHED, Service, problem
 
 PROBLEM = Problem("demo-0000", "Q: 49-8=", "41")
 
@@ -44,7 +44,8 @@ def test_standard_errors() -> None:
     runs = [Run(right=i < 30, tokens=10 + i % 7, by_b=i % 3) for i in range(40)]
     condition = Condition("c", runs)
     assert condition.accuracy.value == 0.75
-    assert condition.accuracy.error == pytest.approx(math.sqrt(0.75 * 0.25 / 40))
+    assert condition.accuracy.error == pytest.approx(math.sqrt(0.75 * 0.25 / 40), rel=0.02)
+    assert Condition("perfect", [Run(True, 5, 0)] * 50).accuracy.error == pytest.approx(0.026, abs=0.001)
     rng = np.random.default_rng(0)
     tokens, by_b = np.array([r.tokens for r in runs]), np.array([r.by_b for r in runs])
     picks = rng.integers(40, size=(4000, 40))
@@ -61,7 +62,7 @@ def test_the_table_and_its_words() -> None:
     conditions = [condition("A", 2, 0), condition("B", 8, 10), condition("switched", 7, 1), condition("random", 2, 1)]
     out = io.StringIO()
     Console(file=out, width=100).print(measurement.table(conditions))
-    assert "20.0 ± 12.6" in out.getvalue()
+    assert "20.0 ± 12.1" in out.getvalue()
     words = measurement.in_words(conditions)
     assert words == (
         "With B leading 10.0% of the tokens, those where the models disagree, A recovers 83% of the gap to B; "
@@ -100,6 +101,13 @@ async def test_conditions_share_their_seeds_and_random_takes_the_measured_rate(m
     assert {body["policy"]["rate"] for body in by_kind["random"]} == {0.25}
     assert [condition.b_share.value for condition in conditions] == [0.0, 1.0, 0.25, 0.25]
     assert all(condition.accuracy.value == 1.0 for condition in conditions)
+
+
+async def test_a_request_that_fails_is_what_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = Service(problem(500, "internal-error"))
+    monkeypatch.setattr(measurement, "AsyncClient", partial(AsyncClient, transport=service.transport))
+    with pytest.raises(InternalError, match="it is internal-error"):
+        await measurement.measure("http://s", [PROBLEM] * 5, 0.2, lambda: None)
 
 
 def test_a_port_is_kept_or_found() -> None:

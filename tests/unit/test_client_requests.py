@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save
 
 from rl_onoff import AsyncClient, Client
-from rl_onoff.errors import InvalidField, ServiceError
+from rl_onoff.errors import ConfigurationError, InvalidField, ServiceError
 from rl_onoff.policy import DivergencePolicy, RandomPolicy
 from rl_onoff.schemas import Item, Message, Sampling
 from rl_onoff.tensors import read_distributions, read_metadata
@@ -114,6 +114,20 @@ def test_headers() -> None:
     assert request.headers["Authorization"] == "Bearer k1"
     assert request.headers["Accept"] == request.headers["Content-Type"] == "application/json"
     assert request.headers["User-Agent"].startswith("rl-onoff/")
+
+
+@pytest.mark.parametrize("key", ["secret\n", "sécret", "se\x00cret"])
+@pytest.mark.parametrize("cls", [Client, AsyncClient])
+def test_a_key_that_no_header_can_hold_is_refused_without_being_shown(cls: type[Client], key: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        cls(api_key=key)
+    assert "cret" not in caught.value.detail
+
+
+@pytest.mark.parametrize("url", ["http://h:port", "http://h\n"])
+def test_an_address_that_is_none(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="is no URL"):
+        Client(url)
 
 
 def test_without_a_key_none_is_sent_and_streams_wait_less_between_bytes() -> None:

@@ -76,9 +76,9 @@ def test_b_keeps_min_dwell_tokens() -> None:
     assert walk(DivergencePolicy(on=0.1, min_dwell=3), [0.2, 0.0, 0.0, 0.0, 0.2])[1] == "bbbab"
 
 
-def test_start_b_leads_its_dwell_before_it_is_judged() -> None:
+def test_a_b_that_starts_is_judged_from_the_first_token_and_owes_no_dwell() -> None:
     state, leads = walk(DivergencePolicy(on=0.1, start="b", min_dwell=2), [0.0, 0.0, 0.0])
-    assert leads == "bba"
+    assert leads == "aaa"
     assert state == PolicyState(lead="a", run=1, emitted=3, by_b=2)
 
 

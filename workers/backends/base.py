@@ -60,6 +60,11 @@ class CachedSequence(Protocol):
         ...
 
 
+def roles(pair: Pair, swapped: bool) -> tuple[LanguageModel, LanguageModel]:
+    """The models that play A and B."""
+    return (pair.b, pair.a) if swapped else (pair.a, pair.b)
+
+
 async def together(first: Coroutine[Any, Any, Rows], second: Coroutine[Any, Any, Rows]) -> tuple[Rows, Rows]:
     """Both results; when one call fails the other is cancelled before its sequence is given back."""
     tasks = asyncio.ensure_future(first), asyncio.ensure_future(second)

@@ -1,0 +1,57 @@
+"""The command line: `rl-onoff`.
+
+Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from rl_onoff.cli import check_pair, demo, serve, switch
+from rl_onoff.cli.console import messages
+from rl_onoff.errors import InvalidField, OnOffError
+from rl_onoff.version import __version__
+
+
+class _Commands(TyperGroup):
+    """Commands whose expected failures are one line on stderr, not a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except OnOffError as error:
+            messages().print(f"rl-onoff: {error.detail}", style="red", markup=False)
+            raise typer.Exit(2 if type(error) is InvalidField else 1) from error
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="Compare a base model with its RL-tuned version token by token, and generate while switching between them.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_show_locals=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command()(serve.serve)
+app.command()(demo.demo)
+app.command()(switch.switch)
+app.command()(check_pair.check_pair)

@@ -1,0 +1,87 @@
+"""`rl-onoff switch`: switched generation, token by token on the terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from rl_onoff.cli.console import URL, ApiKey, Url, messages, results
+from rl_onoff.cli.tokens import TokenPrinter, closing_line
+from rl_onoff.client import Client
+from rl_onoff.fields import SwitchFields
+from rl_onoff.schemas import Switch, SwitchToken
+
+
+def switch(
+    prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from stdin, without its last newline.")],
+    on: Annotated[
+        float | None, typer.Option(min=0, help="B leads above this divergence, in nats. Default: 0.1.")
+    ] = None,
+    off: Annotated[float | None, typer.Option(min=0, help="A is back at or below it. Default: --on.")] = None,
+    min_dwell: Annotated[int | None, typer.Option(min=1, help="Tokens B keeps at least. Default: 1.")] = None,
+    measure: Annotated[
+        str | None, typer.Option(help="js, kl_ab, kl_ba, tv, hellinger, entropy_a or entropy_b. Default: js.")
+    ] = None,
+    policy: Annotated[
+        str, typer.Option(help='divergence, always_a, always_b, or JSON: {"kind": "random", "rate": 0.1}')
+    ] = "divergence",
+    temperature: Annotated[float | None, typer.Option(min=0, help="0: the best token. Default: 1.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Default: 256.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Default: drawn, and reported.")] = None,
+    a: Annotated[str | None, typer.Option("--a", help="Model A, where several pairs are served.")] = None,
+    b: Annotated[str | None, typer.Option("--b", help="Model B.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole result as JSON, at the end.")] = False,
+    url: Url = URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Generate with A, and let B take over where the two disagree.
+
+    A's tokens are plain, B's bold; the warmer the background the further the models are apart.
+    """
+    text = _stdin() if prompt == "-" else prompt
+    rule = {"on": on, "off": off, "min_dwell": min_dwell, "measure": measure}
+    fields: SwitchFields = {"a": a, "b": b, "policy": _policy(policy, rule)}
+    if temperature is not None:
+        fields["temperature"] = temperature
+    if max_tokens is not None:
+        fields["max_tokens"] = max_tokens
+    if seed is not None:
+        fields["seed"] = seed
+    with Client(url, api_key=api_key) as client:
+        if as_json:
+            typer.echo(client.switch_generate(text, **fields).model_dump_json(by_alias=True))
+        else:
+            _stream(client, text, fields)
+
+
+def _stream(client: Client, prompt: str, fields: SwitchFields) -> None:
+    printer = TokenPrinter(results())
+    with client.switch_generate(prompt, stream=True, **fields) as stream:
+        try:
+            for event in stream:
+                match event:
+                    case SwitchToken():
+                        printer.token(event)
+                    case Switch():
+                        printer.switch(event)
+        finally:
+            printer.end()
+        messages().print(closing_line(stream.result), style="dim")
+
+
+def _policy(policy: str, rule: dict[str, Any]) -> dict[str, Any]:
+    """The policy as given, with the options that were given beside it."""
+    chosen: dict[str, Any] = {"kind": policy}
+    if policy.lstrip().startswith("{"):
+        try:
+            chosen = json.loads(policy)
+        except ValueError as error:
+            raise typer.BadParameter(f"--policy is no JSON: {error}") from error
+    return chosen | {name: value for name, value in rule.items() if value is not None}
+
+
+def _stdin() -> str:
+    return sys.stdin.read().removesuffix("\n")
