@@ -2,68 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
+import array_api_compat
 import numpy as np
 
 from rl_onoff import divergence
-from rl_onoff.policy import Lead
+from rl_onoff.policy import TOKEN_SIGNALS, Lead
 from workers import kernels, sampling
 from workers.wire import SamplingParams
+
+Rows = Any  # `[n, V]` float32 log-probabilities, numpy or torch
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """Everything a policy or a client may ask about n consecutive positions; every list has n entries."""
+    """Everything a policy or a client asked about n consecutive positions; every list has n entries.
+
+    `delta_logp` is that of the emitted token, so it is known only once the policy has spoken: see `recorded`.
+    """
 
     tokens_a: list[int]
     tokens_b: list[int]
     values: dict[str, list[float]]
-    delta_if_a: list[float]  # log q - log p of A's token, and of B's
-    delta_if_b: list[float]
+    delta_logp: bool
 
     def token(self, i: int, lead: Lead) -> int:
         return self.tokens_a[i] if lead == "a" else self.tokens_b[i]
 
     def recorded(self, i: int, lead: Lead) -> dict[str, float]:
-        """The measures at position i once it is known who leads it."""
+        """The signals at position i once it is known who leads it."""
         values = {name: column[i] for name, column in self.values.items()}
-        if self.delta_if_a:
-            values["delta_logp"] = self.delta_if_a[i] if lead == "a" else self.delta_if_b[i]
+        if self.delta_logp:
+            values["delta_logp"] = values[f"delta_logp_{lead}"]
         return values
 
 
 def judge(
-    rows_a: Any, rows_b: Any, positions: Sequence[int], params: SamplingParams, measures: frozenset[str]
+    rows_a: Rows, rows_b: Rows, positions: Sequence[int], params: SamplingParams, signals: frozenset[str]
 ) -> Judgement:
     """Judge rows `[n, V]` of A and B that predict the tokens at `positions`."""
     tokens_a = sampling.choose(rows_a, params, positions)
     tokens_b = sampling.choose(rows_b, params, positions)
-    values = measure(rows_a, rows_b, sorted(measures - {"delta_logp"}))
-    deltas: list[list[float]] = [[], []]
-    if "delta_logp" in measures:
-        deltas = [_delta(rows_a, rows_b, tokens) for tokens in (tokens_a, tokens_b)]
+    of_tokens = signals.intersection(TOKEN_SIGNALS)
+    if "delta_logp" in signals:
+        of_tokens |= {"delta_logp_a", "delta_logp_b"}
+    columns = measure(rows_a, rows_b, signals.difference(TOKEN_SIGNALS, ["delta_logp"]))
+    for name in of_tokens:
+        columns[name] = _of_tokens(name, rows_a, rows_b, tokens_b if name == "delta_logp_b" else tokens_a)
     return Judgement(
         tokens_a,
         tokens_b,
-        {name: [float(value) for value in column] for name, column in values.items()},
-        *deltas,
+        {name: column.tolist() for name, column in columns.items()},
+        "delta_logp" in signals,
     )
 
 
-def measure(rows_a: Any, rows_b: Any, measures: Iterable[str], token_ids: Any = None) -> dict[str, Any]:
+def measure(rows_a: Rows, rows_b: Rows, measures: Iterable[str], token_ids: Any = None) -> dict[str, Any]:
     """As `divergence.compute`, by compiled loops where there are any and the rows are within their reach."""
     names = set(measures)
     host_a, host_b = sampling.on_host(rows_a), sampling.on_host(rows_b)
-    if host_a is None or host_b is None or host_a.dtype != np.float32 or "js" not in names:
+    if host_a is None or host_b is None or host_a.dtype != np.float32:
         return divergence.compute(rows_a, rows_b, names, token_ids)
-    return {
-        "js": kernels.js_rows(host_a, host_b),
-        **divergence.compute(rows_a, rows_b, names - {"js"}, token_ids),
-    }
+    compiled = {name: _COMPILED[name](host_a, host_b) for name in names & _COMPILED.keys()}
+    return compiled | divergence.compute(rows_a, rows_b, names - _COMPILED.keys(), token_ids)
 
 
-def _delta(rows_a: Any, rows_b: Any, tokens: list[int]) -> list[float]:
-    return [float(rows_b[i, token]) - float(rows_a[i, token]) for i, token in enumerate(tokens)]
+_COMPILED: Final[dict[str, Callable[[Any, Any], Any]]] = {
+    "js": kernels.js_rows,
+    "entropy_a": lambda a, _: kernels.entropy_rows(a),
+    "entropy_b": lambda _, b: kernels.entropy_rows(b),
+    "rank_of_b_in_a": lambda a, b: kernels.rank_rows(a, b.argmax(axis=-1)),
+    "rank_of_a_in_b": lambda a, b: kernels.rank_rows(b, a.argmax(axis=-1)),
+}
+
+
+def _of_tokens(name: str, rows_a: Rows, rows_b: Rows, tokens: list[int]) -> Any:
+    xp = array_api_compat.array_namespace(rows_a)
+    token_ids = xp.asarray(tokens, dtype=xp.int64, device=array_api_compat.device(rows_a))
+    if name == "prob_of_a_in_b":
+        return xp.exp(divergence.gather(rows_b, token_ids))
+    return divergence.gather(rows_b, token_ids) - divergence.gather(rows_a, token_ids)

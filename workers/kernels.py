@@ -1,6 +1,6 @@
-"""The inner loops of judging on a CPU, compiled: a divergence and a draw per row in one pass over it.
+"""The inner loops of judging on a CPU, compiled: a measure or a draw per row in one pass over it.
 
-They compute what `rl_onoff.divergence.js` and `workers.sampling.choose` define, without the dozens of temporaries of
+They compute what `rl_onoff.divergence` and `workers.sampling.choose` define, without the dozens of temporaries of
 array code; the tests hold them to those. Every row is computed alone, so results do not depend on how many are judged
 together.
 
@@ -116,6 +116,44 @@ def js_rows(p: npt.NDArray[np.float32], q: npt.NDArray[np.float32]) -> npt.NDArr
         for begin in range(0, size, _BLOCK):
             total += _js_block(p[t, begin : begin + _BLOCK], q[t, begin : begin + _BLOCK])
         out[t] = 0.5 * total
+    return out
+
+
+@njit(fastmath={"contract", "reassoc", "nsz", "arcp"})
+def _entropy_block(p):  # type: ignore[no-untyped-def]
+    total = _f(0.0)
+    for i in range(p.shape[0]):
+        a = max(p[i], _f(-200.0))
+        total += _exp(a) * a
+    return total
+
+
+@njit(cache=True, nogil=True)
+def entropy_rows(p: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Shannon entropy in nats of rows of log-probabilities, `[n, V]` float32 -> `[n]` float64."""
+    n, size = p.shape
+    out = np.empty(n)
+    for t in range(n):
+        total = 0.0
+        for begin in range(0, size, _BLOCK):
+            total += _entropy_block(p[t, begin : begin + _BLOCK])
+        out[t] = 0.0 - total
+    return out
+
+
+@njit(cache=True, nogil=True)
+def rank_rows(p: npt.NDArray[np.float32], token_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """The rank of one token per row, 1 for the best, of equals the lower id: `[n, V]`, `[n]` -> `[n]` float64."""
+    n, size = p.shape
+    out = np.empty(n)
+    for t in range(n):
+        token, value = token_ids[t], p[t, token_ids[t]]
+        ahead = 0
+        for i in range(token):
+            ahead += p[t, i] >= value
+        for i in range(token + 1, size):
+            ahead += p[t, i] > value
+        out[t] = 1.0 + ahead
     return out
 
 

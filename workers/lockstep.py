@@ -8,21 +8,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from pydantic import TypeAdapter
-
-from rl_onoff.policy import Policy, PolicyState, Signals, initial_state, step
+from rl_onoff.kinds import parse_policy
+from rl_onoff.policy import PolicyState, Signals, initial_state, step
 from workers.backends.base import Pair, roles, together
 from workers.judge import judge
 from workers.wire import Done, Frame, SwitchGenerate, Tokens, Usage
 
-_policies: TypeAdapter[Policy] = TypeAdapter(Policy)
-
 
 async def switch_generate(pair: Pair, job: SwitchGenerate) -> AsyncIterator[Frame]:
     """Frames of one token each, then `Done`. Stops at the end-of-sequence token of either model, once emitted."""
-    policy = _policies.validate_python(job.policy)
+    policy = parse_policy(job.policy)
     state = PolicyState(**job.state) if job.state else initial_state(policy)
-    measures = frozenset({policy.watched, *job.measures})
+    measures = policy.signals | {policy.watched, *job.measures}
     eos = frozenset() if job.ignore_eos else frozenset({*pair.info.a.eos_ids, *pair.info.b.eos_ids})
     ids = list(job.ids)
     usage = Usage()

@@ -15,23 +15,20 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
 
-from pydantic import TypeAdapter
-
-from rl_onoff.policy import Lead, Policy, PolicyState, Signals, initial_state, step
+from rl_onoff.kinds import parse_policy
+from rl_onoff.policy import Lead, PolicyState, Signals, initial_state, step
 from workers.backends.base import Pair, roles
 from workers.judge import judge
 from workers.wire import Done, Frame, SwitchGenerate, Tokens, Usage
-
-_policies: TypeAdapter[Policy] = TypeAdapter(Policy)
 
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16)
 
 
 async def switch_generate(pair: Pair, job: SwitchGenerate) -> AsyncIterator[Frame]:
     """As `lockstep.switch_generate`, but a frame holds the tokens of a round."""
-    policy = _policies.validate_python(job.policy)
+    policy = parse_policy(job.policy)
     state = PolicyState(**job.state) if job.state else initial_state(policy)
-    measures = frozenset({policy.watched, *job.measures})
+    measures = policy.signals | {policy.watched, *job.measures}
     eos = frozenset() if job.ignore_eos else frozenset({*pair.info.a.eos_ids, *pair.info.b.eos_ids})
     ids = list(job.ids)
     end = len(ids) + job.max_tokens
@@ -71,6 +68,7 @@ async def switch_generate(pair: Pair, job: SwitchGenerate) -> AsyncIterator[Fram
                 b.forwards,
                 usage.drafted + len(draft.tokens),
                 usage.accepted + len(emitted) - (not survived),
+                usage.rounds + 1,
             )
             yield Tokens(emitted, usage, leads=leads, values=recorded)
             if ids[-1] in eos:

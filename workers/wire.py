@@ -66,6 +66,7 @@ class Usage(msgspec.Struct, frozen=True):
     b_forwards: int = 0
     drafted: int = 0
     accepted: int = 0
+    rounds: int = 0
 
 
 # ------------------------------------------------------------------------------------------------ jobs

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, Required, TypedDict
 
-from rl_onoff.divergence import Measure
-from rl_onoff.policy import AlwaysA, AlwaysB, DivergencePolicy, RandomPolicy, SchedulePolicy
+from rl_onoff.policy import Policy
 from rl_onoff.schemas import Item, Message, RowDtype, RowKind, Sampling
 
 MessageLike = Message | Mapping[str, str]
 ItemLike = Item | Mapping[str, Any]
-PolicyLike = DivergencePolicy | RandomPolicy | SchedulePolicy | AlwaysA | AlwaysB | Mapping[str, Any]
+PolicyLike = Policy | Mapping[str, Any]
 
 
 class SamplingFields(TypedDict, total=False):
@@ -59,7 +58,7 @@ class DivergenceFields(TypedDict, total=False):
 
     a: str | None
     b: str | None
-    measures: list[Measure]
+    measures: list[str]
     units: Literal["nats", "bits"]
     temperature: float
     summary: bool
@@ -76,4 +75,4 @@ class SwitchFields(SamplingFields, total=False):
     policy: PolicyLike
     sampling: Sampling | SamplingFields
     lookahead: Literal["auto"] | int
-    measures: list[Measure]
+    measures: list[str]

@@ -11,14 +11,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from rl_onoff.divergence import Measure
-from rl_onoff.policy import DivergencePolicy, Lead, Policy
+from rl_onoff.divergence import FAMILIES, MEASURES
+from rl_onoff.kinds import AnyPolicy
+from rl_onoff.policy import TOKEN_SIGNALS, DivergencePolicy, Lead, OneOf
 
 MAX_SEED = 2**63 - 1
 
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Ids = Annotated[list[TokenId], Field(min_length=1)]
 Text = Annotated[str, StringConstraints(min_length=1)]
+
+#: A measure of given tokens, such as js or renyi:0.5.
+Measure = Annotated[str, OneOf((*MEASURES, *FAMILIES))]
+#: While a text is written there is also the token each model would have emitted (`rl_onoff.policy`).
+SwitchMeasure = Annotated[str, OneOf((*MEASURES, *FAMILIES, *TOKEN_SIGNALS))]
 
 
 class Request(BaseModel):
@@ -111,7 +117,11 @@ class Generated(Response):
 
 
 class Usage(Response):
-    """Tokens in and out, and what they cost: forward passes of each model, drafted and accepted tokens."""
+    """Tokens in and out, and what they cost.
+
+    Forward passes of each model; with lookahead the tokens drafted, those of them that were emitted, and the rounds (a
+    draft and the pass that judges it) they took.
+    """
 
     prompt_tokens: int
     completion_tokens: int
@@ -119,6 +129,8 @@ class Usage(Response):
     b_forwards: int = 0
     drafted: int = 0
     accepted: int = 0
+    rounds: int = 0
+    mean_accepted: float | None = Field(default=None, description="per round; null without lookahead")
 
 
 class GenerateResponse(Response):
@@ -264,12 +276,12 @@ class SwitchRequest(Request):
     prompt: Text | None = None
     prompt_ids: Ids | None = None
     messages: Messages | None = None
-    policy: Policy = DivergencePolicy()
+    policy: AnyPolicy = DivergencePolicy()
     sampling: Sampling = Sampling()
     lookahead: Literal["auto"] | Annotated[int, Field(ge=0, le=64)] = Field(
         default="auto", description="drafted tokens per round; 0: token by token; the result is the same"
     )
-    measures: list[Measure] = Field(default=[], description="recorded for every token beside the policy's own")
+    measures: list[SwitchMeasure] = Field(default=[], description="recorded for every token beside the policy's own")
     stream: bool = False
 
     @model_validator(mode="after")
@@ -296,7 +308,7 @@ class Receipt(Response):
     a_fingerprint: str
     b_fingerprint: str
     prompt_ids: list[int]
-    policy: Policy
+    policy: AnyPolicy
     sampling: Sampling
 
 

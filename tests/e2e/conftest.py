@@ -12,7 +12,15 @@ from tests.e2e.running_service import running, table_pair
 def table_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a service with one pair of tables: base (a) and tuned (b)."""
     folder = tmp_path_factory.mktemp("service")
-    limits = {"body_bytes": 20000, "row_bytes": 2800, "items": 3, "prompts": 3, "samples": 8, "text_chars": 500}
+    limits = {
+        "body_bytes": 20000,
+        "row_bytes": 2800,
+        "items": 3,
+        "prompts": 3,
+        "samples": 8,
+        "text_chars": 500,
+        "body_seconds": 1,
+    }
     document = {"pairs": [table_pair(folder, max_len=100)], "limits": limits}
     with running(folder, document) as service:
         yield service.url

@@ -34,13 +34,14 @@ def write_table(path: Path, rows: dict[str, dict[str, float]], **more: Any) -> s
 
 
 def table_pair(folder: Path, name: str = "pair", *, endless: bool = False, **more: Any) -> dict[str, Any]:
-    """A pair of `models.yaml` over two tables written to `folder`; its models are called base and tuned."""
+    """A pair of `models.yaml` over two tables written to `folder`; the models of `pair` are called base and tuned."""
     rows_a, rows_b = (ENDLESS_A, ENDLESS_B) if endless else (TABLE_A, TABLE_B)
+    prefix = "" if name == "pair" else f"{name}-"
     return {
         "name": name,
         "backend": "table",
-        "a": {"name": "base", "path": write_table(folder / f"{name}-a.json", rows_a, **more)},
-        "b": {"name": "tuned", "path": write_table(folder / f"{name}-b.json", rows_b, **more)},
+        "a": {"name": f"{prefix}base", "path": write_table(folder / f"{name}-a.json", rows_a, **more)},
+        "b": {"name": f"{prefix}tuned", "path": write_table(folder / f"{name}-b.json", rows_b, **more)},
     }
 
 
@@ -72,6 +73,11 @@ class RunningService:
             return next((line.split()[-1] for line in lines if "serving on http" in line), None)
 
         return str(self.wait_for(announced))
+
+    def said(self) -> list[str]:
+        """Its own lines, once it has ended."""
+        self.exit_code(_START_SECONDS)
+        return [line for line in self.log.read_text().splitlines() if line.startswith("rl-onoff:")]
 
     @property
     def workers(self) -> list[int]:

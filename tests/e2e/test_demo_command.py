@@ -21,10 +21,7 @@ from rl_onoff.errors import LoadError
 ROOT = Path(__file__).parents[2]
 DEMO = [sys.executable, "-m", "rl_onoff.cli", "demo"]
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not (ROOT / "demo" / "rl" / "model.safetensors").is_file(), reason="the demo pair is not built"),
-]
+pytestmark = pytest.mark.slow
 
 
 def descendants(pid: int) -> set[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import httpx
@@ -55,6 +56,15 @@ def test_every_answer_carries_a_request_id(http: httpx.Client) -> None:
     assert http.get("/health", headers={"X-Request-Id": "mine-1.2_3"}).headers["x-request-id"] == "mine-1.2_3"
     made = http.get("/nowhere", headers={"X-Request-Id": "no good\u00e9".encode()})
     assert made.json()["request_id"] == made.headers["x-request-id"] != "no good"
+
+
+def test_small_answers_do_not_wait_for_acknowledgements(http: httpx.Client) -> None:
+    def seconds() -> float:
+        begin = time.perf_counter()
+        http.get("/health")
+        return time.perf_counter() - begin
+
+    assert min(seconds() for _ in range(20)) < 0.02  # Nagle's algorithm would make it 0.04
 
 
 def test_generate_is_greedy_at_temperature_zero(http: httpx.Client) -> None:
@@ -238,8 +248,45 @@ def test_switching_follows_the_policy_and_replays_from_its_receipt(http: httpx.C
     assert (again["token_ids"], again["leads"]) == (answer["token_ids"], answer["leads"])
 
 
+def test_the_models_may_switch_with_their_roles_exchanged(http: httpx.Client) -> None:
+    turned = post(http, "/switch-generate", a="tuned", prompt="b", policy={"kind": "always_b"}, sampling=GREEDY)
+    assert (turned["a"], turned["b"], turned["text"]) == ("tuned", "base", "ababab")
+    assert turned["leads"] == "bbbbbb"
+    straight = post(http, "/switch-generate", prompt="b", policy={"kind": "always_a"}, sampling=GREEDY)
+    assert straight["receipt"]["a_fingerprint"] == turned["receipt"]["b_fingerprint"]
+    assert straight["text"] == turned["text"]
+
+
 def test_always_b_never_switches(http: httpx.Client) -> None:
     answer = post(http, "/switch-generate", prompt="b", policy={"kind": "always_b"}, sampling=GREEDY)
     assert (answer["switches"], answer["b_fraction"]) == ([], 1.0)
     started = post(http, "/switch-generate", prompt="b", policy={"kind": "schedule", "positions": [0]}, sampling=GREEDY)
     assert [(s["position"], s["from"], s["to"]) for s in started["switches"]] == [(0, "a", "b"), (1, "b", "a")]
+
+
+def counters(http: httpx.Client) -> dict[str, float]:
+    lines = [line for line in http.get("/metrics").text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
+
+
+def test_usage_and_counters_tell_what_a_generation_cost(http: httpx.Client) -> None:
+    before = counters(http)
+    sampling = {"temperature": 0, "max_tokens": 6, "ignore_eos": True}
+    made = post(http, "/switch-generate", prompt="x", policy={"kind": "always_a"}, sampling=sampling, lookahead=3)
+    usage = made["usage"]
+    assert (usage["a_forwards"], usage["b_forwards"], usage["drafted"], usage["accepted"]) == (6, 2, 6, 6)
+    assert (usage["rounds"], usage["mean_accepted"]) == (2, 3.0)
+    after = counters(http)
+
+    def grown(name: str) -> float:
+        return after[name] - before.get(name, 0.0)
+
+    assert grown('rl_onoff_tokens_total{lead="a",pair="pair"}') == 6
+    assert grown('rl_onoff_forwards_total{pair="pair",role="a"}') == 6
+    assert grown('rl_onoff_forwards_total{pair="pair",role="b"}') == 2
+    assert grown('rl_onoff_drafted_total{pair="pair"}') == 6
+    assert grown('rl_onoff_accepted_total{pair="pair"}') == 6
+    assert grown('rl_onoff_rounds_total{pair="pair"}') == 2
+    plain = post(http, "/switch-generate", prompt="x", policy={"kind": "always_a"}, sampling=sampling, lookahead=0)
+    assert plain["token_ids"] == made["token_ids"]
+    assert plain["usage"]["mean_accepted"] is None

@@ -87,9 +87,9 @@ def test_a_failing_forward_pass_fails_its_request_alone(tmp_path: Path) -> None:
 
 
 def test_an_idle_stream_is_pinged(tmp_path: Path) -> None:
-    pair = table_pair(tmp_path, endless=True, delay=0.4)
+    pair = table_pair(tmp_path, endless=True, delay=0.15)
     with (
-        running(tmp_path, {"pairs": [pair], "ping_seconds": 0.1}) as service,
+        running(tmp_path, {"pairs": [pair], "ping_seconds": 0.05}) as service,
         httpx.Client(base_url=service.url) as http,
         http.stream("POST", "/switch-generate", json={"prompt": "b", "stream": True}) as response,
     ):

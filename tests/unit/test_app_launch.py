@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,12 +20,27 @@ async def start(code: str) -> LocalWorker:
     return await LocalWorker.start(SPEC, (sys.executable, "-c", code))
 
 
+def read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+async def written(path: Path) -> str:
+    async with asyncio.timeout(5):
+        while not (text := read(path)):
+            await asyncio.sleep(0.01)
+    return text
+
+
+async def gone(pid: int) -> None:
+    async with asyncio.timeout(2):
+        while alive(pid):
+            await asyncio.sleep(0.01)
+
+
 async def test_the_spec_is_the_first_line_and_the_input_stays_open(tmp_path: Path) -> None:
     seen = tmp_path / "seen"
     worker = await start(f"import sys; open({str(seen)!r}, 'w').write(sys.stdin.readline()); sys.stdin.read()")
-    while not seen.exists() or not seen.read_text():
-        time.sleep(0.01)  # noqa: ASYNC251
-    assert '"pair":"p"' in seen.read_text()
+    assert '"pair":"p"' in await written(seen)
     assert alive(worker.pid)
     await worker.stop(1)
     assert await worker.wait() == -signal.SIGTERM
@@ -54,18 +69,17 @@ async def test_one_that_ignores_sigterm_is_killed_with_its_children(tmp_path: Pa
         f"p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
         f"open({str(child)!r}, 'w').write(str(p.pid)); time.sleep(60)"
     )
-    while not child.exists() or not child.read_text():
-        time.sleep(0.01)  # noqa: ASYNC251
+    await written(child)
     await worker.stop(0.1)
     assert await worker.wait() == -signal.SIGKILL
-    assert not alive(int(child.read_text()))
+    await gone(int(child.read_text()))
 
 
 async def test_a_child_it_leaves_behind_goes_too(tmp_path: Path) -> None:
     child = tmp_path / "child"
     worker = await start(
-        "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'],"
-        f" stdout=subprocess.DEVNULL); open({str(child)!r}, 'w').write(str(p.pid))"
+        "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']);"
+        f"open({str(child)!r}, 'w').write(str(p.pid))"
     )
-    assert await worker.wait() == 0
-    assert not alive(int(child.read_text()))
+    assert await asyncio.wait_for(worker.wait(), 5) == 0
+    await gone(int(child.read_text()))

@@ -83,12 +83,25 @@ def test_address_and_key_may_come_from_the_environment(service: Service) -> None
     ("policy", "body"),
     [
         ("always_b", {"kind": "always_b"}),
+        ("typical", {"kind": "typical"}),
         ('{"kind": "random", "rate": 0.25}', {"kind": "random", "rate": 0.25}),
     ],
 )
 def test_policies(service: Service, policy: str, body: dict[str, Any]) -> None:
     assert runner.invoke(app, ["switch", "Q", "--policy", policy]).exit_code == 0
     assert service.sent["policy"] == body
+
+
+def test_thresholds_are_the_policys(service: Service) -> None:
+    options = "--policy delta_logp --on -0.5 --off -1 --max-b-fraction 0.2"
+    assert runner.invoke(app, ["switch", "Q", *options.split()]).exit_code == 0
+    assert service.sent["policy"] == {"kind": "delta_logp", "on": -0.5, "off": -1.0, "max_b_fraction": 0.2}
+
+
+def test_a_kind_that_does_not_exist(service: Service) -> None:
+    result = runner.invoke(app, ["switch", "Q", "--policy", "entropi"])
+    assert result.exit_code != 0
+    assert "Did you mean 'entropy'?" in " ".join(result.stderr.split())
 
 
 def test_the_prompt_from_stdin_loses_its_last_newline_only(service: Service) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import mpmath
@@ -14,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial import distance
 from scipy.special import log_softmax, rel_entr
+from scipy.stats import rankdata
 
 from rl_onoff import divergence
-from rl_onoff.divergence import LN2, MEASURES, Measure
+from rl_onoff.divergence import IN_NATS, LN2, MEASURES
 
 Rows = npt.NDArray[np.float64]
 LOG0 = -math.inf
@@ -139,8 +141,8 @@ def test_one_certain_token() -> None:
     )
 
 
-@pytest.mark.parametrize("measure", MEASURES)
-def test_numpy_and_torch_agree(measure: Measure) -> None:
+@pytest.mark.parametrize("measure", [*MEASURES, "renyi:0.5", "renyi_ba:2", "topk_overlap:10"])
+def test_numpy_and_torch_agree(measure: str) -> None:
     logp, logq = rows(7, 6, 90).astype(np.float32), rows(8, 6, 90).astype(np.float32)
     logp[1, 3], logq[2, 4] = LOG0, LOG0
     logp[3, 5] = logq[3, 5] = LOG0
@@ -167,6 +169,135 @@ def test_gather_and_delta_logp() -> None:
     assert got.tolist() == [-0.5, math.inf, -math.inf]
     neither = divergence.compute(logp, logq, ["delta_logp"], np.array([2, 2, 2]))["delta_logp"]
     assert neither.tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.5, 0.99, 1.0001, 2.0, 100.0])
+@pytest.mark.parametrize("gap", [1e-6, 1e-3, 0.2, 1.0, 5.0])
+def test_renyi_keeps_its_digits(alpha: float, gap: float) -> None:
+    logp = rows(2, 200)
+    logq = near(logp, 3, gap)
+    with mpmath.workdps(60):
+        p, q = ([mpmath.exp(mpmath.mpf(float(x))) for x in row] for row in (logp, logq))
+        p, q = ([x / mpmath.fsum(row) for x in row] for row in (p, q))
+        order = mpmath.mpf(alpha)
+        total = mpmath.fsum(x**order * y ** (1 - order) for x, y in zip(p, q, strict=True))
+        truth = float(mpmath.log(total) / (order - 1))
+    assert float(divergence.renyi(logp, logq, alpha)) == pytest.approx(truth, rel=1e-9, abs=0)
+
+
+def test_renyi_between_its_neighbours() -> None:
+    logp, logq = rows(20, 30, 100), rows(21, 30, 100)
+    values = [divergence.renyi(logp, logq, alpha) for alpha in (0.1, 0.5, 0.9, 1.0, 1.1, 2.0, 50.0)]
+    assert all((low <= high).all() for low, high in pairwise(values))  # it grows with its order
+    assert values[3].tolist() == divergence.kl(logp, logq).tolist()
+    bhattacharyya = -2 * np.log(1 - divergence.hellinger(logp, logq) ** 2)
+    assert values[1] == pytest.approx(bhattacharyya, rel=1e-10)
+    assert (values[-1] <= (logp - logq).max(-1) + 1e-12).all()
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1.0, 2.0, 100.0])
+def test_renyi_where_supports_differ(alpha: float) -> None:
+    wide, narrow = np.log([0.5, 0.3, 0.2]), np.array([math.log(0.5), math.log(0.5), LOG0])
+    want = math.log(0.5**alpha * 0.5 ** (1 - alpha) + 0.3**alpha * 0.5 ** (1 - alpha)) / (alpha - 1 or 1)
+    assert divergence.renyi(wide, narrow, alpha) == (pytest.approx(want, rel=1e-12) if alpha < 1 else math.inf)
+    assert np.isfinite(divergence.renyi(narrow, wide, alpha))
+    assert divergence.renyi(np.array([0.0, LOG0]), np.array([LOG0, 0.0]), alpha) == math.inf
+
+
+def test_a_tail_b_alone_gives_mass_to() -> None:
+    tail = 1e-12
+    logp, logq = np.array([0.0, LOG0]), np.log([1 - tail, tail])
+    assert divergence.renyi(logp, logq, 0.5) == pytest.approx(-math.log1p(-tail), rel=1e-3)
+    assert divergence.renyi(logp, logq, 3.0) == pytest.approx(-math.log1p(-tail), rel=1e-3)
+
+
+def test_top_prob() -> None:
+    logp = rows(22, 5, 70)
+    assert divergence.top_prob(logp) == pytest.approx(np.exp(logp).max(-1), rel=1e-14)
+
+
+def test_rank_of_best() -> None:
+    logp, logq = rows(23, 50, 70), rows(24, 50, 70)
+    want = [rankdata(-p, method="ordinal")[q.argmax()] for p, q in zip(logp, logq, strict=True)]
+    assert divergence.rank_of_best(logp, logq).tolist() == want
+    assert divergence.compute(logp, logq, ["rank_of_a_in_b"])["rank_of_a_in_b"].tolist() == (
+        divergence.rank_of_best(logq, logp).tolist()
+    )
+
+
+def test_equals_rank_by_their_ids() -> None:
+    p = np.array([-1.0, -1.0, LOG0, -3.0, LOG0])
+    for token, rank in enumerate([1, 2, 4, 3, 5]):
+        q = np.full(5, LOG0)
+        q[token] = 0.0
+        assert divergence.rank_of_best(p, q) == rank
+    assert divergence.rank_of_best(p, np.zeros(5)) == 1  # of equals in B the lowest id is its best
+
+
+@pytest.mark.parametrize("k", [1, 3, 10, 70, 1000])
+def test_topk_overlap(k: int) -> None:
+    logp, logq = rows(25, 20, 70), rows(26, 20, 70)
+    first = min(k, 70)
+    tops = [[set(np.argsort(-row)[:k].tolist()) for row in each] for each in (logp, logq)]
+    want = [len(left & right) / first for left, right in zip(*tops, strict=True)]
+    assert divergence.topk_overlap(logp, logq, k).tolist() == want
+
+
+def test_topk_overlap_of_equals_and_of_excluded_tokens() -> None:
+    flat = np.zeros(6)
+    assert divergence.topk_overlap(flat, np.array([0.0, -1, -2, -3, -4, -5]), 3) == 1.0
+    assert divergence.topk_overlap(flat, np.array([-5.0, -4, -3, -2, -1, 0]), 3) == 0.0
+    left, right = np.array([0.0, -1, LOG0, LOG0, LOG0, LOG0]), np.array([LOG0, LOG0, LOG0, LOG0, LOG0, 0.0])
+    assert divergence.topk_overlap(left, right, 4) == 0.0
+    assert divergence.topk_overlap(left, left, 4) == 1.0
+    assert divergence.topk_overlap(left, np.array([0.0, LOG0, LOG0, LOG0, LOG0, LOG0]), 4) == 0.5
+
+
+@given(
+    st.integers(1, 12), st.lists(st.sampled_from([LOG0, -1.0, -2.0, 0.0]), min_size=6, max_size=6), st.integers(0, 9)
+)
+def test_equal_rows_are_exactly_equal_to_every_measure(k: int, row: list[float], seed: int) -> None:
+    logp = log_softmax(np.array([*row, 0.0]) + np.random.default_rng(seed).integers(0, 2, 7))
+    names = ["renyi:0.5", "renyi:7", "renyi_ba:100", "rank_of_a_in_b", "rank_of_b_in_a", f"topk_overlap:{k}"]
+    assert [float(value) for value in divergence.compute(logp, logp.copy(), names).values()] == [0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "parsed"),
+    [
+        ("js", ("js", None)),
+        ("renyi:0.5", ("renyi", 0.5)),
+        ("renyi:100", ("renyi", 100.0)),
+        ("renyi_ba:0.010000", ("renyi_ba", 0.01)),
+        ("topk_overlap:1000", ("topk_overlap", 1000.0)),
+    ],
+)
+def test_names(name: str, parsed: tuple[str, float | None]) -> None:
+    assert divergence.parse(name) == parsed
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("", "jsd", "JS", "js:1", "js:", "renyi", "renyi:", "renyi:0", "renyi:0.001", "renyi:101", "renyi:-1"),
+        *("renyi:1e1", "renyi:nan", "renyi:inf", "renyi: 1", "renyi:.5", "renyi:1.", "renyi:１", "renyi:0.5\n"),
+        *("renyi:0.5:2", "topk_overlap", "topk_overlap:0", "topk_overlap:1001", "topk_overlap:2.0", "topk_overlap:1_0"),
+    ],
+)
+def test_wrong_names_are_refused_with_the_limits(name: str) -> None:
+    with pytest.raises(ValueError, match=r"renyi:ALPHA \(0.01 <= ALPHA <= 100\).*topk_overlap:K \(1 <= K <= 1000\)"):
+        divergence.parse(name)
+
+
+@pytest.mark.parametrize("name", [*MEASURES, "renyi:3", "renyi_ba:0.5", "topk_overlap:10"])
+def test_swapping_the_rows_is_swapping_the_name(name: str) -> None:
+    logp, logq, ids = rows(27, 9, 40), rows(28, 9, 40), np.arange(9)
+    other = divergence.swapped(name)
+    sign = -1 if name == "delta_logp" else 1
+    want = sign * divergence.compute(logp, logq, [name], ids)[name]
+    assert divergence.compute(logq, logp, [other], ids)[other] == pytest.approx(want, rel=1e-12)
+    assert divergence.swapped(other) == name
+    assert divergence.in_nats(name) == divergence.in_nats(other) == (name.split(":")[0] in IN_NATS)
 
 
 def test_compute_refuses_what_it_cannot() -> None:

@@ -1,4 +1,4 @@
-"""The compiled divergence against the reference it stands in for."""
+"""The compiled measures against the reference they stand in for."""
 
 from __future__ import annotations
 
@@ -42,3 +42,22 @@ def test_a_row_does_not_depend_on_the_others() -> None:
     p, q = rows(4, 9, 4097, 2.0), rows(5, 9, 4097, 2.0)
     together = kernels.js_rows(p, q)
     assert [kernels.js_rows(p[i : i + 1], q[i : i + 1])[0] for i in range(9)] == together.tolist()
+
+
+@pytest.mark.parametrize("vocab_size", [2, 287, 2048, 5001])
+@pytest.mark.parametrize("scale", [0.1, 2.0, 20.0])
+def test_entropy_equals_the_reference(vocab_size: int, scale: float) -> None:
+    p = rows(6, 20, vocab_size, scale)
+    np.testing.assert_allclose(kernels.entropy_rows(p), divergence.entropy(p), rtol=2e-5, atol=1e-7)
+
+
+def test_entropy_of_a_certain_token_is_exactly_zero() -> None:
+    certain = np.full((1, 300), -math.inf, dtype=np.float32)
+    certain[0, 7] = 0.0
+    assert kernels.entropy_rows(certain).tolist() == [0.0]
+
+
+def test_ranks_equal_the_reference_ties_and_excluded_tokens_too() -> None:
+    p, q = np.round(rows(7, 200, 31, 2.0), 0), rows(8, 200, 31, 2.0)
+    p[::3, ::2] = -math.inf
+    assert kernels.rank_rows(p, q.argmax(-1)).tolist() == divergence.rank_of_best(p, q).tolist()

@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
@@ -23,29 +23,36 @@ from workers.wire import WorkerSpec
 COMMAND = (sys.executable, "-m", "workers")
 
 _KEPT_OUTPUT = 64 << 10
+#: For the last of its output to arrive, once it has ended.
+_OUTPUT_SECONDS = 1.0
 
 
 class LocalWorker:
     """A started process. `start` it, `wait` for its end, `stop` it; whatever it started dies with it."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, life: int, output: int) -> None:
         self._process = process
-        self._stdin = cast(asyncio.StreamWriter, process.stdin)
-        self._stdout = cast(asyncio.StreamReader, process.stdout)
+        self._life = life
         self._output = b""
-        self._ended = asyncio.create_task(self._reap())
+        self._ended = asyncio.create_task(self._reap(output))
 
     @classmethod
     async def start(cls, spec: WorkerSpec, command: Sequence[str] = COMMAND) -> LocalWorker:
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            start_new_session=True,
-        )
-        worker = cls(process)
-        worker._stdin.write(msgspec.json.encode(spec) + b"\n")
-        return worker
+        # Pipes of our own: with asyncio's, `wait` would also wait for whoever else holds them, a child's child say.
+        stdin, life = os.pipe()
+        output, stdout = os.pipe()
+        try:
+            process = await asyncio.create_subprocess_exec(*command, stdin=stdin, stdout=stdout, start_new_session=True)
+        except BaseException:
+            os.close(life)
+            os.close(output)
+            raise
+        finally:
+            os.close(stdin)
+            os.close(stdout)
+        with contextlib.suppress(BrokenPipeError):  # it died at once: `wait` will tell
+            os.write(life, msgspec.json.encode(spec) + b"\n")
+        return cls(process, life, output)
 
     @property
     def pid(self) -> int:
@@ -83,15 +90,23 @@ class LocalWorker:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, number)
 
-    async def _reap(self) -> int:
-        reading = asyncio.create_task(self._read_output())
+    async def _reap(self, output: int) -> int:
+        reading = asyncio.create_task(self._read(output))
         code = await self._process.wait()
         with contextlib.suppress(ProcessLookupError, PermissionError):  # what it had started itself
             os.killpg(self._process.pid, signal.SIGKILL)
-        await reading
-        self._stdin.close()
+        os.close(self._life)
+        await asyncio.wait({reading}, timeout=_OUTPUT_SECONDS)
+        reading.cancel()
         return code
 
-    async def _read_output(self) -> None:
-        while chunk := await self._stdout.read(_KEPT_OUTPUT):
-            self._output = (self._output + chunk)[-_KEPT_OUTPUT:]
+    async def _read(self, output: int) -> None:
+        reader = asyncio.StreamReader()
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(output, "rb", buffering=0)
+        )
+        try:
+            while chunk := await reader.read(_KEPT_OUTPUT):
+                self._output = (self._output + chunk)[-_KEPT_OUTPUT:]
+        finally:
+            transport.close()

@@ -18,15 +18,24 @@ from rl_onoff.schemas import Switch, SwitchToken
 def switch(
     prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from stdin, without its last newline.")],
     on: Annotated[
-        float | None, typer.Option(min=0, help="B leads above this divergence, in nats. Default: 0.1.")
+        float | None,
+        typer.Option(help="B leads beyond this value of what the policy watches. Default: 0.1 nats of JS divergence."),
     ] = None,
-    off: Annotated[float | None, typer.Option(min=0, help="A is back at or below it. Default: --on.")] = None,
+    off: Annotated[float | None, typer.Option(help="A is back at this value. Default: --on.")] = None,
     min_dwell: Annotated[int | None, typer.Option(min=1, help="Tokens B keeps at least. Default: 1.")] = None,
+    max_b_fraction: Annotated[
+        float | None, typer.Option(min=0, max=1, help="The most B may have of all tokens. Default: no limit.")
+    ] = None,
     measure: Annotated[
-        str | None, typer.Option(help="js, kl_ab, kl_ba, tv, hellinger, entropy_a or entropy_b. Default: js.")
+        str | None,
+        typer.Option(help="Of the divergence policy: js, kl_ab, kl_ba, tv, hellinger, renyi:0.5, ... Default: js."),
     ] = None,
     policy: Annotated[
-        str, typer.Option(help='divergence, always_a, always_b, or JSON: {"kind": "random", "rate": 0.1}')
+        str,
+        typer.Option(
+            help="divergence, delta_logp, entropy, top_prob, rank, target_floor, typical, always_a, always_b, "
+            'or JSON: {"kind": "random", "rate": 0.1}'
+        ),
     ] = "divergence",
     temperature: Annotated[float | None, typer.Option(min=0, help="0: the best token. Default: 1.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Default: 256.")] = None,
@@ -42,7 +51,7 @@ def switch(
     A's tokens are plain, B's bold; the warmer the background the further the models are apart.
     """
     text = _stdin() if prompt == "-" else prompt
-    rule = {"on": on, "off": off, "min_dwell": min_dwell, "measure": measure}
+    rule = {"on": on, "off": off, "min_dwell": min_dwell, "max_b_fraction": max_b_fraction, "measure": measure}
     fields: SwitchFields = {"a": a, "b": b, "policy": _policy(policy, rule)}
     if temperature is not None:
         fields["temperature"] = temperature

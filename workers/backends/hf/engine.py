@@ -170,6 +170,7 @@ class Engine:
         finished: list[tuple[asyncio.Future[Any], Any, BaseException | None]] = []
         for calls in groups.values():
             self.steps += 1
+            calls.sort(key=lambda call: call.slot.index)  # neighbouring slots are read in place
             results, error = _attempt(partial(self._advance, calls))
             for call, answer in zip(calls, results or [None] * len(calls), strict=True):
                 if answer is None and error is None:

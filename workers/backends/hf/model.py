@@ -31,11 +31,12 @@ class HFModel:
         engine: Engine,
         sequences: int,
         scope: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        least: int = 1,
     ) -> None:
         self.info = info
         self.engine = engine
         self._scope = scope
-        self._cache = SlotCache(model, sequences, info.max_len)
+        self._cache = SlotCache(model, sequences, info.max_len, least)
         self._free = [Slot(i) for i in range(sequences)]
         self._busy: list[Slot] = []
         self._places = asyncio.Semaphore(sequences)

@@ -23,16 +23,23 @@ from workers.wire import ModelInfo, ModelSpec, PairInfo, WorkerSpec
 T = TypeVar("T")
 
 
+#: Tokens a row of a pass under `strict`.
+_STRICT_TOKENS = 4
+
+
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`options` of a pair on this backend.
 
     float32_head: logits in float32 whatever the model's dtype. threads: torch's CPU threads (default: torch's own).
     allow_extra_tokens: serve a pair of which one tokenizer has ids the other lacks; they are cut from both.
+    strict: every pass takes the shape in which a row does not depend on how many tokens are computed with it, so that
+    lookahead equals lock-step in half precision too. Costs what docs/lookahead.md measured.
     """
 
     float32_head: bool = True
     threads: int | None = None
     allow_extra_tokens: bool = False
+    strict: bool = False
 
 
 class HFPair:
@@ -75,7 +82,7 @@ def load(spec: WorkerSpec) -> HFPair:
             check_cache(one.model, info)
     engine = Engine()
     models = [
-        HFModel(one.model, info, engine, spec.sequences, scope)
+        HFModel(one.model, info, engine, spec.sequences, scope, _STRICT_TOKENS if options.strict else 1)
         for one, info, scope in zip((a, b), infos, scopes, strict=True)
     ]
     return HFPair(
@@ -167,7 +174,8 @@ def check_cache(model: Any, info: ModelInfo) -> None:
     generator = torch.Generator().manual_seed(0)
     first, second = torch.randint(info.vocab_size, (2, 12), generator=generator).tolist()
     second[:5] = first[:5]
-    tolerance = {"float64": 1e-9, "float32": 1e-3}.get(info.dtype, 0.5)
+    # Some architectures compute a softmax or a norm in float32 whatever the dtype.
+    tolerance = {"float64": 1e-4, "float32": 1e-3}.get(info.dtype, 0.5)
     try:
         cache, slot = SlotCache(model, 2, info.max_len), Slot(1)
         for ids, start in ((first, 0), (second, 5)):

@@ -36,10 +36,9 @@ class Slot:
 class _Pass:
     """Where one forward pass reads and writes."""
 
-    slots: torch.Tensor  # [n] slot of each row
-    positions: torch.Tensor  # [n, t] position of each new token
+    slots: slice | torch.Tensor  # of the rows: a slice where they are neighbours, which reads without a copy
+    positions: slice | torch.Tensor  # of the new tokens: a slice where all rows have the same, else [n, t]
     length: int  # positions 0..length-1 are read
-    whole: bool  # the rows are all slots in order: no gather needed
 
 
 class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -77,11 +76,11 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         at = self.store.current
-        rows = at.slots[:, None]
         for states, new in ((self.keys, key_states), (self.values, value_states)):
-            states.transpose(1, 2)[rows, at.positions] = new.transpose(1, 2)
-        if at.whole:
-            return self.keys[:, :, : at.length], self.values[:, :, : at.length]
+            if isinstance(at.positions, slice):
+                states[at.slots, :, at.positions] = new
+            else:
+                states.transpose(1, 2)[self.store.rows, at.positions] = new.transpose(1, 2)
         return self.keys[at.slots, :, : at.length], self.values[at.slots, :, : at.length]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -95,12 +94,17 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
 
 
 class SlotCache:
-    """The cache of one model and the forward passes through it."""
+    """The cache of one model and the forward passes through it.
 
-    def __init__(self, model: Any, slots: int, max_len: int) -> None:
+    Passes have at least `least` tokens a row, the rest filled. Low-precision kernels round a pass of one token
+    otherwise than one of many; from four on they were seen to round every token alike (docs/lookahead.md, `strict`).
+    """
+
+    def __init__(self, model: Any, slots: int, max_len: int, least: int = 1) -> None:
         config = model.config.get_text_config()
-        self.slots, self.max_len, self.capacity = slots, max_len, 0
+        self.slots, self.max_len, self.capacity, self.least = slots, max_len, 0, least
         self.current: _Pass
+        self.rows: torch.Tensor  # [n, 1] slot of each row of the pass
         self._model = model
         self._layers = [_SlotLayer(self) for _ in range(config.num_hidden_layers)]
         self._cache = Cache(layers=self._layers)
@@ -132,7 +136,7 @@ class SlotCache:
         `keeps[i]` tokens come back, in the model's own dtype. Shorter rows are filled up on the right: what the filling
         writes lies beyond the row's length, where nothing attends before it is overwritten.
         """
-        count = max(map(len, tokens))
+        count = max(self.least, *map(len, tokens))
         filled = [new + new[-1:] * (count - len(new)) for new in tokens]
         skipped = min(len(new) - keep for new, keep in zip(tokens, keeps, strict=True))
         end = max(starts) + count
@@ -141,8 +145,13 @@ class SlotCache:
         positions = first[:, None] + torch.arange(count, device=self.device)
         length = min(-(-end // _BUCKET) * _BUCKET, self.capacity)
         indices = [slot.index for slot in slots]
+        self.rows = torch.tensor(indices, device=self.device)[:, None]
+        neighbours = indices == list(range(indices[0], indices[0] + len(indices)))
+        alike = starts.count(starts[0]) == len(starts)
         self.current = _Pass(
-            torch.tensor(indices, device=self.device), positions, length, indices == list(range(self.slots))
+            slice(indices[0], indices[0] + len(indices)) if neighbours else self.rows[:, 0],
+            slice(starts[0], end) if alike else positions,
+            length,
         )
         for slot, new, start in zip(slots, tokens, starts, strict=True):
             slot.ids[start:] = new

@@ -1,0 +1,193 @@
+"""What the operator decides: pairs, addresses and limits, from the environment (`RL_ONOFF_*`) and `models.yaml`."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from rl_onoff.errors import ConfigurationError
+
+_DEMO = Path(__file__).resolve().parent.parent / "demo"
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(_Section):
+    """One model: a folder or a hub id, or (side b only) a LoRA adapter over A's weights."""
+
+    name: Name | None = Field(default=None, description="default: the pair's name with -a or -b")
+    path: str | None = None
+    adapter: str | None = None
+    revision: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+
+
+class PairConfig(_Section):
+    """Two models that share a tokenizer, on one backend."""
+
+    name: Name
+    backend: Literal["hf", "table", "vllm", "sglang"] = "hf"
+    launch: Literal["local"] = "local"
+    a: ModelConfig
+    b: ModelConfig
+    sequences: int = Field(default=16, ge=1, description="sequences in flight at once")
+    max_len: int | None = Field(default=None, ge=1, description="default: the models' own")
+    trust_remote_code: bool = False
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PairConfig:
+        if self.a.path is None or self.a.adapter is not None:
+            raise ValueError("a needs a path and takes no adapter")
+        if (self.b.path is None) == (self.b.adapter is None):
+            raise ValueError("b needs either a path or an adapter")
+        if self.model_a == self.model_b:
+            raise ValueError(f"both models are called {self.model_a}")
+        return self
+
+    @property
+    def model_a(self) -> str:
+        return self.a.name or f"{self.name}-a"
+
+    @property
+    def model_b(self) -> str:
+        return self.b.name or f"{self.name}-b"
+
+
+class Limits(_Section):
+    """What one request may ask for. Checked before any work starts, and named in the error."""
+
+    body_bytes: int = Field(default=16 << 20, ge=1)
+    header_bytes: int = Field(default=32 << 10, ge=1)
+    body_seconds: float = Field(default=60, gt=0, description="for a request's body to arrive")
+    text_chars: int = Field(default=8 << 20, ge=1)
+    prompts: int = Field(default=1024, ge=1)
+    samples: int = Field(default=4096, ge=1, description="prompts x n")
+    items: int = Field(default=1024, ge=1)
+    row_bytes: int = Field(default=256 << 20, ge=1, description="of all rows or top-k lists in one answer")
+
+
+def _demo_pair() -> PairConfig:
+    return PairConfig(
+        name="demo",
+        a=ModelConfig(name="base", path=str(_DEMO / "base"), dtype="float32", device="cpu"),
+        b=ModelConfig(name="rl", path=str(_DEMO / "rl"), dtype="float32", device="cpu"),
+    )
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix="RL_ONOFF_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
+    )
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535, description="0: any free port")
+    pairs: tuple[PairConfig, ...] = Field(default_factory=lambda: (_demo_pair(),), min_length=1)
+    limits: Limits = Limits()
+    allow_unauthenticated: bool = Field(default=False, description="serve beyond loopback without API keys")
+    drain_seconds: float = Field(default=30, ge=0, description="what running requests get after SIGTERM")
+    stop_seconds: float = Field(default=5, ge=0, description="what a worker gets between SIGTERM and SIGKILL")
+    step_timeout: float = Field(default=120, gt=0, description="a worker that makes no progress for so long is killed")
+    ping_seconds: float = Field(default=15, gt=0, description="between comments in an idle event stream")
+    send_seconds: float = Field(default=30, gt=0, description="a client that reads nothing for so long is cut off")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        names = [name for pair in self.pairs for name in (pair.model_a, pair.model_b)]
+        for kind, taken in (("pair", [pair.name for pair in self.pairs]), ("model", names)):
+            twice = {name for name in taken if taken.count(name) > 1}
+            if twice:
+                raise ValueError(f"two {kind}s are called {', '.join(sorted(twice))}")
+        return self
+
+
+class _FileSettings(Settings):
+    """Settings whose arguments, read from a file, yield to the environment."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return env_settings, init_settings
+
+
+def load(config_path: Path | None = None) -> Settings:
+    """Settings from `config_path` (default: `RL_ONOFF_CONFIG`, else no file), under the environment's.
+
+    Paths of models that exist beside the file are taken from there. Raises ConfigurationError.
+    """
+    named = config_path or (Path(value) if (value := os.environ.get("RL_ONOFF_CONFIG")) else None)
+    return _validated(_FileSettings, _read(named) if named else {}, str(named or "the environment"))
+
+
+def pair_settings(
+    a: str, b: str, *, backend: str = "hf", dtype: str = "auto", device: str = "auto", **settings: Any
+) -> Settings:
+    """Settings that serve one pair without a file; further settings by name. Raises ConfigurationError."""
+    models = {side: {"path": path, "dtype": dtype, "device": device} for side, path in (("a", a), ("b", b))}
+    pair = {"name": "pair", "backend": backend, **models}
+    return _validated(Settings, {"pairs": [pair], **settings}, "the arguments")
+
+
+def check_exposure(settings: Settings) -> None:
+    """Raises ConfigurationError where the service would listen to strangers without asking who they are."""
+    if settings.allow_unauthenticated or settings.host == "localhost":
+        return
+    try:
+        loopback = ipaddress.ip_address(settings.host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise ConfigurationError(
+            f"{settings.host} can be reached from other machines and the service asks for no key: serve on 127.0.0.1, "
+            "or set RL_ONOFF_ALLOW_UNAUTHENTICATED=1 where the network itself keeps strangers out"
+        )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(document, dict):
+        raise ConfigurationError(f"{path} must hold a mapping with `pairs`")
+    for pair in document.get("pairs") or []:
+        for side in ("a", "b"):
+            model = pair.get(side) if isinstance(pair, dict) else None
+            for key in ("path", "adapter"):
+                if isinstance(model, dict) and isinstance(model.get(key), str) and (path.parent / model[key]).exists():
+                    model[key] = str((path.parent / model[key]).resolve())
+    return document
+
+
+def _validated(kind: type[Settings], values: dict[str, Any], source: str) -> Settings:
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        findings = "; ".join(
+            f"{'.'.join(map(str, found['loc'])) or 'settings'}: {found['msg'].removeprefix('Value error, ')}"
+            for found in error.errors(include_url=False, include_input=False)
+        )
+        raise ConfigurationError(f"{source}: {findings}") from error

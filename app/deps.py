@@ -1,0 +1,31 @@
+"""What routes are given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from app.config import Settings
+from app.services.drain import Drain
+from app.services.registry import Registry
+from app.services.supervisor import Supervisor
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The running service: one of each."""
+
+    settings: Settings
+    supervisor: Supervisor
+    registry: Registry
+    drain: Drain
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+ServiceDep = Annotated[Service, Depends(_service)]

@@ -1,0 +1,117 @@
+"""Every failure as a problem (RFC 9457): the exception handlers, and what FastAPI's own errors become."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import Scope
+
+from rl_onoff.errors import (
+    InternalError,
+    InvalidField,
+    MalformedRequest,
+    MethodNotAllowed,
+    NotFound,
+    OnOffError,
+)
+
+MEDIA_TYPE = "application/problem+json"
+
+_MAX_FINDINGS = 20
+_MAX_NAME = 64
+
+
+def problem(error: OnOffError, scope: Scope, **extensions: Any) -> dict[str, Any]:
+    """The members of the problem body for this request."""
+    return {
+        **error.problem(),
+        "instance": scope["path"],
+        "request_id": scope.get("state", {}).get("request_id"),
+        **extensions,
+    }
+
+
+class ProblemResponse(Response):
+    media_type = MEDIA_TYPE
+
+    def __init__(self, error: OnOffError, scope: Scope, headers: Mapping[str, str] | None = None) -> None:
+        # ASCII, so that no text from a request can fail to encode.
+        super().__init__(json.dumps(problem(error, scope)), status_code=error.status, headers=headers)
+        if error.status in (429, 503):
+            MutableHeaders(raw=self.raw_headers)["Retry-After"] = str(max(1, math.ceil(error.retry_after or 1)))
+
+
+def install(app: FastAPI) -> None:
+    for kind in (OnOffError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, _handle)
+
+
+async def _handle(request: Request, error: Exception) -> Response:
+    match error:
+        case OnOffError():
+            return ProblemResponse(error, request.scope)
+        case RequestValidationError():
+            return ProblemResponse(invalid_field(error.errors(), error.body), request.scope)
+        case HTTPException():
+            return ProblemResponse(_of_http(error), request.scope, error.headers)
+    raise error
+
+
+def _of_http(error: HTTPException) -> OnOffError:
+    match error.status_code:
+        case 404:
+            return NotFound("there is nothing here; /docs lists what there is")
+        case 405:
+            return MethodNotAllowed(f"this route takes {(error.headers or {}).get('Allow', 'other methods')}")
+        case status if status < 500:
+            return MalformedRequest("the request could not be read")
+    return InternalError("the service failed on this request")
+
+
+def invalid_field(findings: Sequence[Mapping[str, Any]], body: Any) -> InvalidField:
+    """Pydantic's findings without the values that caused them."""
+    errors = []
+    for finding in findings[:_MAX_FINDINGS]:
+        entry = {"field": _path(finding, body), "message": _message(finding)}
+        if entry not in errors:
+            errors.append(entry)
+    first = errors[0]
+    detail = f"{first['field']}: {first['message']}" if first["field"] else first["message"]
+    return InvalidField(detail, errors=errors)
+
+
+def _path(finding: Mapping[str, Any], body: Any) -> str:
+    """The field's path as in the JSON body: pydantic's own path also names the union members it tried."""
+    parts: list[str] = []
+    here = body
+    *steps, last = finding["loc"][1:] or [None]
+    for step in steps:
+        if (isinstance(here, dict) and step in here) or (isinstance(here, list) and isinstance(step, int)):
+            parts.append(str(step))
+            here = here[step]
+    missing = finding["type"] == "missing"
+    if last is not None and (missing or (isinstance(here, dict) and last in here) or isinstance(last, int)):
+        parts.append(str(last))
+    return ".".join(part[:_MAX_NAME].encode("utf-8", "replace").decode() for part in parts)
+
+
+def _message(finding: Mapping[str, Any]) -> str:
+    match finding["type"]:
+        case "value_error":
+            return str(finding["msg"]).removeprefix("Value error, ")
+        case "union_tag_invalid":  # pydantic's message holds the value
+            return f"must be one of {finding['ctx']['expected_tags']}"
+        case "extra_forbidden":
+            return "there is no such field"
+        case "missing":
+            return "is required"
+        case _:
+            return str(finding["msg"])

@@ -1,0 +1,103 @@
+"""What surrounds every request, as plain ASGI: request ids, limits on what is received, draining, the last net."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import secrets
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.config import Limits
+from app.errors import ProblemResponse
+from app.services.drain import Drain
+from rl_onoff.errors import HeadersTooLarge, InternalError, OnOffError, PayloadTooLarge, RequestTimeout
+
+logger = logging.getLogger("rl_onoff.service")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+#: Answered even while the service drains.
+_ALWAYS = frozenset({"/health", "/ready"})
+
+
+class Boundary:
+    """Every response carries a request id; whatever escapes the application becomes a problem, logged by that id."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(12)
+        scope.setdefault("state", {})["request_id"] = request_id
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except OnOffError as refused:  # raised by the middleware below
+            await ProblemResponse(refused, scope)(scope, receive, send_with_id)
+        except Exception:
+            logger.exception("request %s failed", request_id)
+            if started:
+                raise  # the server cuts the connection: the client sees that the answer is not whole
+            error = InternalError("the service failed on this request; its log tells why under this request id")
+            await ProblemResponse(error, scope)(scope, receive, send_with_id)
+
+
+class Admission:
+    """Limits on headers and body, also of bodies without a length and of slow ones; nothing new while draining."""
+
+    def __init__(self, app: ASGIApp, limits: Limits, drain: Drain) -> None:
+        self._app = app
+        self._limits = limits
+        self._drain = drain
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > self._limits.header_bytes:
+            raise HeadersTooLarge(f"the headers exceed {self._limits.header_bytes} bytes")
+        declared = Headers(scope=scope).get("content-length", "")
+        if declared.isdigit() and int(declared) > self._limits.body_bytes:
+            raise self._too_large()
+        with self._drain.admit() if scope["path"] not in _ALWAYS else contextlib.nullcontext():
+            await self._app(scope, self._limited(receive), send)
+
+    def _limited(self, receive: Receive) -> Receive:
+        received = 0
+        complete = False
+        deadline = asyncio.get_running_loop().time() + self._limits.body_seconds
+
+        async def limited() -> Message:
+            nonlocal received, complete
+            if complete:
+                return await receive()  # only a disconnect can come
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise RequestTimeout(f"the body did not arrive within {self._limits.body_seconds:g} s") from None
+            received += len(message.get("body", b""))
+            if received > self._limits.body_bytes:
+                raise self._too_large()
+            complete = not message.get("more_body", False)
+            return message
+
+        return limited
+
+    def _too_large(self) -> PayloadTooLarge:
+        return PayloadTooLarge(f"the body exceeds {self._limits.body_bytes} bytes", limit=self._limits.body_bytes)

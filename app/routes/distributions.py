@@ -1,0 +1,38 @@
+"""POST /distributions."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Request, Response
+
+from app.body import StrictRoute
+from app.deps import ServiceDep
+from app.responses import PartsResponse, json_response
+from app.routes.problems import NOT_ACCEPTABLE, PROBLEMS
+from app.services.distributions import score
+from app.services.safetensors import MEDIA_TYPE
+from app.watch import attended
+from rl_onoff.schemas import DistributionsRequest, DistributionsResponse
+
+router = APIRouter(route_class=StrictRoute, tags=["scoring"])
+
+
+@router.post(
+    "/distributions",
+    response_model=DistributionsResponse,
+    responses={200: {"content": {MEDIA_TYPE: {}}}, **NOT_ACCEPTABLE, **PROBLEMS},
+    summary="What one model believes at every token",
+)
+async def post_distributions(body: DistributionsRequest, request: Request, service: ServiceDep) -> Response:
+    """JSON holds the `top_k` of every row. With `Accept: application/vnd.safetensors` the answer is a safetensors
+    file with `{i}.values` (`[T, V]`, or `[T, k]` beside `{i}.ids`), `{i}.token_ids` and `{i}.token_logprobs`."""
+    binary = MEDIA_TYPE in request.headers.get("accept", "")
+
+    async def answer() -> Response:
+        scores = await score(body, service.registry, service.settings.limits, binary=binary)
+        if binary:
+            return PartsResponse(scores.as_safetensors(), media_type=MEDIA_TYPE)
+        return await json_response(await asyncio.to_thread(scores.as_json))
+
+    return await attended(answer(), request, service.drain)

@@ -1,0 +1,96 @@
+"""One running generation, plain or switched: the worker's frames as text, and the record of everything in them."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from app.services.detokenize import Piece, TextStream
+from app.services.link import Link
+from app.services.nulls import finites
+from rl_onoff.errors import InternalError
+from rl_onoff.schemas import FinishReason, Sampling, TopTokens
+from rl_onoff.schemas import Usage as UsageOut
+from workers.wire import Done, Generate, SamplingParams, SwitchGenerate, Tokens, Usage
+
+
+class Generation:
+    """Iterate `pieces` to its end; then the record is whole. Lists have one entry per token, or are empty."""
+
+    def __init__(self, link: Link, job: Generate | SwitchGenerate, text: TextStream) -> None:
+        self.token_ids: list[int] = []
+        self.leads: list[str] = []
+        self.values: dict[str, list[float | None]] = {}
+        self.logprobs: list[float] = []
+        self.top: list[TopTokens] = []
+        self.usage = Usage()
+        self.finish_reason: FinishReason = "length"
+        self._texts: list[str] = []
+        self._link = link
+        self._job = job
+        self._stream = text
+
+    @property
+    def text(self) -> str:
+        return "".join(self._texts)
+
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
+        """Every token with its text, as soon as that is certain. Ends the worker's job at a stop string."""
+        async with aclosing(self._link.run(self._job)) as frames:
+            async for frame in frames:
+                if isinstance(frame, Done):
+                    self.usage = frame.usage
+                    self.finish_reason = frame.finish_reason or "length"
+                    break
+                if not isinstance(frame, Tokens):
+                    raise InternalError("the worker answered a generation with something else")
+                self.usage = frame.usage
+                for index in range(len(frame.ids)):
+                    self._record(frame, index)
+                    for piece in self._stream.push(frame.ids[index]):
+                        self._texts.append(piece.text)
+                        yield piece
+                    if self._stream.stopped:
+                        self.finish_reason = "stop"
+                        return
+        for piece in self._stream.finish():
+            self._texts.append(piece.text)
+            yield piece
+        if self._stream.stopped:
+            self.finish_reason = "stop"
+
+    def _record(self, frame: Tokens, index: int) -> None:
+        self.token_ids.append(frame.ids[index])
+        if frame.leads:
+            self.leads.append(frame.leads[index])
+        for name, column in frame.values.items():
+            self.values.setdefault(name, []).extend(finites(column[index : index + 1]))
+        if frame.logprobs:
+            self.logprobs.append(frame.logprobs[index])
+        if frame.top_ids:
+            self.top.append(TopTokens(ids=frame.top_ids[index], values=finites(frame.top_logprobs[index])))
+
+
+def drawn_seed(sampling: Sampling) -> int:
+    """The request's seed, or a new one that survives JSON in every language."""
+    return secrets.randbits(53) if sampling.seed is None else sampling.seed
+
+
+def sampling_params(sampling: Sampling, seed: int) -> SamplingParams:
+    return SamplingParams(sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, seed)
+
+
+def total_usage(prompt_tokens: int, generations: list[Generation]) -> UsageOut:
+    accepted = sum(generation.usage.accepted for generation in generations)
+    rounds = sum(generation.usage.rounds for generation in generations)
+    return UsageOut(
+        prompt_tokens=prompt_tokens,
+        completion_tokens=sum(len(generation.token_ids) for generation in generations),
+        a_forwards=sum(generation.usage.a_forwards for generation in generations),
+        b_forwards=sum(generation.usage.b_forwards for generation in generations),
+        drafted=sum(generation.usage.drafted for generation in generations),
+        accepted=accepted,
+        rounds=rounds,
+        mean_accepted=accepted / rounds if rounds else None,
+    )

@@ -1,0 +1,90 @@
+"""The app's end of the wire: one aiohttp session to one worker over its unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from typing import TypeVar
+
+import aiohttp
+import msgspec
+
+from app.services.telemetry import Meter
+from rl_onoff.errors import InternalError, WorkerLost, WorkerUnavailable
+from workers import wire
+
+_HOST = "http://worker"
+_READ_BUFFER = 1 << 20
+#: Connections on their way at once. A unix socket's backlog (128 here) overflows without an error asyncio would see.
+_OPENING = 64
+#: For answers that never wait for a model.
+_PROMPT = aiohttp.ClientTimeout(total=1)
+
+T = TypeVar("T")
+
+
+class Link:
+    """`lost` is set when a connection ends before its answer: the first sign of a worker's death.
+
+    `meter` makes what counts the frames of one job.
+    """
+
+    def __init__(self, socket: str, meter: Callable[[], Meter] | None = None) -> None:
+        self._meter = meter
+        self.lost = asyncio.Event()
+        self._opening = asyncio.Semaphore(_OPENING)
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.UnixConnector(path=socket, limit=0),
+            timeout=aiohttp.ClientTimeout(total=None),
+            read_bufsize=_READ_BUFFER,
+            auto_decompress=False,
+        )
+
+    async def info(self) -> wire.PairInfo:
+        """Raises WorkerUnavailable until the worker has loaded its pair."""
+        return await self._get("/info", wire.PairInfo)
+
+    async def health(self) -> wire.Health:
+        return await self._get("/health", wire.Health)
+
+    async def run(self, job: wire.Job) -> AsyncGenerator[wire.Frame, None]:
+        """The job's frames, `Done` last; a `Failed` frame is raised. Closing the generator cancels the job."""
+        meter = self._meter() if self._meter is not None else None
+        try:
+            async with self._opening:  # the worker sends its headers at once
+                request = self._session.post(f"{_HOST}/run", data=wire.encode(job))
+                response = await request
+            async with response:
+                if response.status != 200:
+                    raise InternalError(f"the worker answered {response.status}")
+                try:
+                    async for frame in wire.read_frames(response.content):
+                        if isinstance(frame, wire.Failed):
+                            raise frame.error()
+                        if meter is not None:
+                            meter.count(frame)
+                        yield frame
+                    await response.read()  # to the end, so that the connection is used again
+                finally:
+                    if not response.content.is_eof():
+                        response.close()
+        except aiohttp.ClientConnectorError as error:
+            self.lost.set()
+            raise WorkerUnavailable("the worker is being restarted", retry_after=1) from error
+        except (aiohttp.ClientError, asyncio.IncompleteReadError, OSError) as error:
+            self.lost.set()
+            raise WorkerLost("the worker died while it held this request", retry_after=1) from error
+        except msgspec.MsgspecError as error:
+            raise InternalError("the worker's answer could not be read") from error
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    async def _get(self, path: str, kind: type[T]) -> T:
+        try:
+            async with self._session.get(_HOST + path, timeout=_PROMPT) as response:
+                if response.status != 200:
+                    raise WorkerUnavailable(f"the worker answered {response.status}", retry_after=1)
+                return msgspec.msgpack.decode(await response.read(), type=kind)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise WorkerUnavailable("the worker does not answer", retry_after=1) from error

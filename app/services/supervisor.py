@@ -1,0 +1,253 @@
+"""The workers of all pairs: started, watched, restarted, stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import tempfile
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from app.config import ModelConfig, PairConfig, Settings
+from app.services.link import Link
+from app.services.telemetry import Meter, Telemetry
+from app.services.text import Codec
+from rl_onoff.errors import LoadError, OnOffError, ServiceError, WorkerUnavailable, from_problem
+from workers.launch.local import COMMAND, LocalWorker
+from workers.wire import ModelSpec, PairInfo, WorkerSpec
+
+logger = logging.getLogger("rl_onoff.service")
+
+State = Literal["starting", "ready", "lost", "failed"]
+
+_POLL_SECONDS = 0.05
+_HEARTBEAT_SECONDS = 0.5
+#: Pauses before the first, second, ... restart; the last for all that follow.
+_BACKOFF = (0.0, 0.5, 1.0, 2.0)
+_MAX_DEATHS = 6
+_DEATHS_WINDOW = 600.0
+
+
+class CrashLoop(ServiceError):
+    """A worker dies again and again: the service ends rather than pretend."""
+
+    slug, title = "crash-loop", "A worker keeps dying"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedPair:
+    """A pair that answers now."""
+
+    config: PairConfig
+    info: PairInfo
+    codec: Codec
+    link: Link
+
+
+class PairWorker:
+    """One pair's worker process through all its lives."""
+
+    def __init__(
+        self, config: PairConfig, settings: Settings, folder: Path, command: Sequence[str], telemetry: Telemetry
+    ) -> None:
+        self.config = config
+        self.info: PairInfo | None = None
+        self._settings = settings
+        self._telemetry = telemetry
+        self._folder = folder
+        self._command = command
+        self._starts = 0
+        self._deaths: deque[float] = deque()
+        self._state: State = "starting"
+        self._loaded: LoadedPair | None = None
+        self._codec: Codec | None = None
+        self._process: LocalWorker | None = None
+        self.first_ready = asyncio.Event()
+
+    @property
+    def state(self) -> State:
+        # A broken connection is known before the end of the process is: until that is sure, nobody is sent there.
+        return "lost" if self._loaded is not None and self._loaded.link.lost.is_set() else self._state
+
+    def loaded(self) -> LoadedPair:
+        """Raises WorkerUnavailable while the worker is starting or lost."""
+        if self._loaded is None or self._loaded.link.lost.is_set():
+            doing = {"lost": "is being restarted", "failed": "could not be loaded"}.get(self.state, "is starting")
+            raise WorkerUnavailable(f"the worker of pair {self.config.name} {doing}", retry_after=1)
+        return self._loaded
+
+    async def run(self) -> None:
+        """Keep a worker alive until cancelled. Raises LoadError if the first does not load, CrashLoop later."""
+        while True:
+            code = await self._live()
+            if not self.first_ready.is_set():
+                self._state = "failed"
+                raise self._load_error(code)
+            self._state = "lost"
+            now = time.monotonic()
+            self._deaths.append(now)
+            while self._deaths[0] < now - _DEATHS_WINDOW:
+                self._deaths.popleft()
+            logger.error("the worker of pair %s ended with code %d", self.config.name, code)
+            if len(self._deaths) >= _MAX_DEATHS:
+                self._state = "failed"
+                raise CrashLoop(
+                    f"the worker of pair {self.config.name} died {_MAX_DEATHS} times in {_DEATHS_WINDOW / 60:.0f} "
+                    f"minutes, last with code {code}: its log tells why"
+                )
+            self._telemetry.restarts.labels(self.config.name).inc()
+            await asyncio.sleep(_BACKOFF[min(len(self._deaths), len(_BACKOFF)) - 1])
+
+    async def stop(self, grace: float) -> None:
+        self._loaded = None
+        if self._process is not None:
+            await self._process.stop(grace)
+
+    async def _live(self) -> int:
+        """One life: start, wait until ready, watch until it ends."""
+        self._starts += 1
+        socket = self._folder / f"{self.config.name}.{self._starts}"
+        process = self._process = await LocalWorker.start(_spec(self.config, str(socket)), self._command)
+        link = Link(str(socket), partial(Meter, self._telemetry, self.config.name))
+        ended = asyncio.create_task(process.wait())
+        try:
+            if await self._becomes_ready(link, ended):
+                await self._watch(link, ended, process)
+            return await ended
+        finally:
+            self._loaded = None
+            ended.cancel()
+            await link.close()
+            socket.unlink(missing_ok=True)
+
+    async def _becomes_ready(self, link: Link, ended: asyncio.Task[int]) -> bool:
+        while not (await asyncio.wait({ended}, timeout=_POLL_SECONDS))[0]:
+            try:
+                info = await link.info()
+            except WorkerUnavailable:
+                continue
+            if self._codec is None or info != self.info:  # a restart nearly always brings the same one back
+                self._codec = await asyncio.to_thread(Codec, info, self._settings.limits.text_chars)
+            self.info = info
+            self._loaded = LoadedPair(self.config, info, self._codec, link)
+            self._state = "ready"
+            self.first_ready.set()
+            for warning in info.warnings:
+                logger.warning("pair %s: %s", self.config.name, warning)
+            return True
+        return False
+
+    async def _watch(self, link: Link, ended: asyncio.Task[int], process: LocalWorker) -> None:
+        """Until the worker ends; kill it when it is silent, or holds jobs without a step, for `step_timeout`."""
+        steps, stuck_since = -1, None
+        while not await self._ends(ended, link):
+            try:
+                health = await link.health()
+                link.lost.clear()
+            except WorkerUnavailable:
+                health = None
+            now = time.monotonic()
+            if health is not None and (health.steps != steps or not health.active):
+                steps, stuck_since = health.steps, None
+            elif stuck_since is None:
+                stuck_since = now
+            elif now - stuck_since >= self._settings.step_timeout:
+                logger.error("the worker of pair %s hangs: killed", self.config.name)
+                process.kill()
+                await asyncio.wait({ended})
+
+    async def _ends(self, ended: asyncio.Task[int], link: Link) -> bool:
+        """Wait for a heartbeat; less if the worker ends, or seems to."""
+        lost = asyncio.create_task(link.lost.wait())
+        await asyncio.wait({ended, lost}, timeout=_HEARTBEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        lost.cancel()
+        if link.lost.is_set():
+            await asyncio.wait({ended}, timeout=_POLL_SECONDS)
+        return ended.done()
+
+    def _load_error(self, code: int) -> OnOffError:
+        problem = self._process.problem if self._process is not None else None
+        if problem is not None:
+            error = from_problem(problem)
+            error.detail = f"pair {self.config.name}: {error.detail}"
+            return error
+        return LoadError(
+            f"pair {self.config.name}: the worker ended with code {code} before it was ready; its log tells why"
+        )
+
+
+class Supervisor:
+    """All pairs, and the private folder their sockets lie in."""
+
+    def __init__(self, settings: Settings, command: Sequence[str] = COMMAND) -> None:
+        self._settings = settings
+        self._command = command
+        self._tasks: list[asyncio.Task[None]] = []
+        self._folder: Path | None = None
+        self.telemetry = Telemetry()
+        self.pairs: dict[str, PairWorker] = {}
+
+    async def start(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="rl-onoff-"))  # 0700
+        for config in self._settings.pairs:
+            self.pairs[config.name] = PairWorker(config, self._settings, self._folder, self._command, self.telemetry)
+        self._tasks = [asyncio.create_task(pair.run()) for pair in self.pairs.values()]
+
+    @property
+    def ready(self) -> bool:
+        return bool(self.pairs) and all(pair.state == "ready" for pair in self.pairs.values())
+
+    async def until_ready(self) -> None:
+        """Returns once every pair was ready. Raises what kept one from it."""
+        failed = asyncio.create_task(self.until_failed())
+        everyone = asyncio.create_task(self._every_first())
+        try:
+            await asyncio.wait({everyone, failed}, return_when=asyncio.FIRST_COMPLETED)
+            if failed.done():
+                failed.result()
+        finally:
+            everyone.cancel()
+            failed.cancel()
+            await asyncio.gather(everyone, failed, return_exceptions=True)
+
+    async def _every_first(self) -> None:
+        for pair in self.pairs.values():
+            await pair.first_ready.wait()
+
+    async def until_failed(self) -> None:
+        """Never returns; raises the LoadError or CrashLoop that ends a pair for good."""
+        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+
+    async def stop(self, grace: float) -> None:
+        """Every worker gone, the folder too."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(pair.stop(grace) for pair in self.pairs.values()))
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _spec(pair: PairConfig, socket: str) -> WorkerSpec:
+    def model(name: str, config: ModelConfig) -> ModelSpec:
+        return ModelSpec(name, config.path, config.adapter, config.revision, config.dtype, config.device)
+
+    return WorkerSpec(
+        pair=pair.name,
+        backend=pair.backend,
+        socket=socket,
+        a=model(pair.model_a, pair.a),
+        b=model(pair.model_b, pair.b),
+        sequences=pair.sequences,
+        max_len=pair.max_len,
+        trust_remote_code=pair.trust_remote_code,
+        options=pair.options,
+    )

@@ -1,0 +1,101 @@
+"""`/switch-generate`: the pair writes together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from app.services.events import Event
+from app.services.generation import Generation, drawn_seed, sampling_params, total_usage
+from app.services.ids import new_id
+from app.services.prompts import prompt_ids, tokens_to_generate
+from app.services.registry import Registry, ServedPair
+from rl_onoff.policy import AlwaysB, Lead, initial_state
+from rl_onoff.schemas import Receipt, Switch, SwitchRequest, SwitchResponse, SwitchToken
+from rl_onoff.version import __version__
+from workers.wire import SwitchGenerate
+
+
+async def start(request: SwitchRequest, registry: Registry) -> AsyncGenerator[Event, None]:
+    """Check everything that can be checked; the events that follow are the work."""
+    served = registry.pair(request.a, request.b)
+    codec = served.pair.codec
+    ids = await prompt_ids(request, codec, codec.template_side(served.side_a))
+    max_tokens = tokens_to_generate(request.sampling, codec, len(ids), "sampling.max_tokens")
+    settled = {"seed": drawn_seed(request.sampling), "max_tokens": max_tokens}
+    request = request.model_copy(update={"sampling": request.sampling.model_copy(update=settled)})
+    return _events(request, served, ids)
+
+
+async def _events(request: SwitchRequest, served: ServedPair, ids: list[int]) -> AsyncGenerator[Event, None]:
+    generation = _generation(request, served, ids)
+    watched = request.policy.watched
+    switches: list[Switch] = []
+    lead = _first_lead(request)
+    async with aclosing(generation.pieces()) as pieces:
+        async for piece in pieces:
+            now = _lead(generation.leads[piece.index])
+            value = generation.values[watched][piece.index]
+            if now != lead:
+                switches.append(Switch(position=piece.index, from_=lead, to=now, value=value))
+                yield Event("switch", switches[-1], piece.index)
+                lead = now
+            token = SwitchToken(index=piece.index, id=piece.id, text=piece.text, lead=now, divergence=value)
+            yield Event("token", token, piece.index)
+    yield Event("done", _response(request, served, ids, generation, switches))
+
+
+def _generation(request: SwitchRequest, served: ServedPair, ids: list[int]) -> Generation:
+    sampling = request.sampling
+    info = served.pair.info
+    job = SwitchGenerate(
+        ids=ids,
+        max_tokens=sampling.max_tokens,
+        sampling=sampling_params(sampling, sampling.seed or 0),
+        policy=request.policy.model_dump(mode="json"),
+        measures=list(request.measures),
+        ignore_eos=sampling.ignore_eos,
+        lookahead=None if request.lookahead == "auto" else request.lookahead,
+        swapped=served.swapped,
+    )
+    ends = () if sampling.ignore_eos else (*info.a.eos_ids, *info.b.eos_ids)
+    return Generation(served.pair.link, job, served.pair.codec.stream(ends=ends, stop=sampling.stop))
+
+
+def _first_lead(request: SwitchRequest) -> Lead:
+    """Who leads before the first token: a first token by the other is a switch at position 0."""
+    return "b" if isinstance(request.policy, AlwaysB) else initial_state(request.policy).lead
+
+
+def _lead(letter: str) -> Lead:
+    return "a" if letter == "a" else "b"
+
+
+def _response(
+    request: SwitchRequest, served: ServedPair, ids: list[int], generation: Generation, switches: list[Switch]
+) -> SwitchResponse:
+    a, b = served.infos
+    return SwitchResponse(
+        id=new_id("switch"),
+        a=served.names[0],
+        b=served.names[1],
+        text=generation.text,
+        token_ids=generation.token_ids,
+        leads="".join(generation.leads),
+        divergences=generation.values[request.policy.watched],
+        measure=request.policy.watched,
+        signals={name: generation.values[name] for name in request.measures},
+        switches=switches,
+        b_fraction=generation.leads.count("b") / len(generation.leads),
+        finish_reason=generation.finish_reason,
+        seed=request.sampling.seed or 0,
+        usage=total_usage(len(ids), [generation]),
+        receipt=Receipt(
+            version=__version__,
+            a_fingerprint=a.fingerprint,
+            b_fingerprint=b.fingerprint,
+            prompt_ids=ids,
+            policy=request.policy,
+            sampling=request.sampling,
+        ),
+    )

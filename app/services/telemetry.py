@@ -1,0 +1,59 @@
+"""Prometheus counters of what the models did, fed by the frames that pass the link."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, generate_latest
+
+from workers.wire import Frame, Tokens, Usage
+
+_LOOKAHEAD = {
+    "drafted": "Tokens drafted by one model for the other to judge",
+    "accepted": "Drafted tokens that were emitted",
+    "rounds": "Rounds of lookahead: a draft and one forward pass that judges it",
+}
+
+
+class Telemetry:
+    """One of each counter, labelled by pair. A registry of its own: several services may live in one process."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"rl_onoff_{name}", text, ("pair", *labels), registry=self._registry)
+
+        self.tokens = counter("tokens", "Tokens generated, by who led: a, b, or alone for /generate", "lead")
+        self.forwards = counter("forwards", "Forward passes sequences took part in, by role", "role")
+        self.switches = counter("switches", "Changes of the lead within a generation")
+        self.restarts = counter("worker_restarts", "Workers that died and were started again")
+        self.lookahead = {name: counter(name, text) for name, text in _LOOKAHEAD.items()}
+
+    def page(self) -> bytes:
+        """The exposition format, version 0.0.4."""
+        return generate_latest(self._registry)
+
+
+class Meter:
+    """Counts the frames of one job. Usage in frames is cumulative: what is counted is its growth."""
+
+    def __init__(self, telemetry: Telemetry, pair: str) -> None:
+        self._telemetry = telemetry
+        self._pair = pair
+        self._usage = Usage()
+        self._lead = ""
+
+    def count(self, frame: Frame) -> None:
+        telemetry, pair = self._telemetry, self._pair
+        if isinstance(frame, Tokens):
+            for lead in frame.leads or ["alone"] * len(frame.ids):
+                telemetry.tokens.labels(pair, lead).inc()
+                if self._lead not in ("", lead):
+                    telemetry.switches.labels(pair).inc()
+                self._lead = lead
+        usage = getattr(frame, "usage", None)
+        if isinstance(usage, Usage):
+            for role, name in (("a", "a_forwards"), ("b", "b_forwards")):
+                telemetry.forwards.labels(pair, role).inc(getattr(usage, name) - getattr(self._usage, name))
+            for name, metric in telemetry.lookahead.items():
+                metric.labels(pair).inc(getattr(usage, name) - getattr(self._usage, name))
+            self._usage = usage

@@ -1,0 +1,131 @@
+"""Server-sent events that never end without saying why.
+
+A stream is `token` and `switch` events and then exactly one `done` or `error`, whatever happens to the source.
+FastAPI's own event stream ends cleanly when its generator raises, which a client cannot tell from success.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from app.config import Settings
+from app.errors import problem
+from app.services.drain import Drain
+from app.services.events import Event
+from app.watch import disconnected
+from rl_onoff.errors import InternalError, OnOffError, ShuttingDown
+
+logger = logging.getLogger("rl_onoff.service")
+
+_PING = b": ping\n\n"
+
+
+async def begin(events: AsyncGenerator[Event, None], seconds: float) -> AsyncGenerator[Event, None]:
+    """The same events, after the first has come: what fails before it is raised here, while a status can still tell.
+
+    A first event that takes longer than `seconds` is waited for in the stream instead, where pings show life.
+    """
+    first = asyncio.create_task(anext(events))
+    try:
+        await asyncio.wait({first}, timeout=seconds)
+        if first.done():
+            first.result()
+    except BaseException:
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        await events.aclose()
+        raise
+    return _rejoined(first, events)
+
+
+async def _rejoined(first: asyncio.Task[Event], events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
+    try:
+        yield await first
+        async for event in events:
+            yield event
+    finally:
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        await events.aclose()
+
+
+class EventStream(Response):
+    """Sends events as they come. A client that leaves, or reads nothing for too long, closes the source at once."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[Event, None], *, settings: Settings, drain: Drain) -> None:
+        self.status_code = 200
+        self.background = None
+        self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        self._events = events
+        self._settings = settings
+        self._drain = drain
+        self._emitted = 0
+        self._ended = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def write(data: bytes) -> None:
+            async with asyncio.timeout(self._settings.send_seconds):
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        pump = asyncio.create_task(self._pump(scope, write))
+        ping = asyncio.create_task(self._ping(write))
+        gone = asyncio.create_task(disconnected(receive))
+        expired = asyncio.create_task(self._drain.expired.wait())
+        tasks = (pump, ping, gone, expired)
+        try:
+            await asyncio.wait({pump, gone, expired}, return_when=asyncio.FIRST_COMPLETED)
+            left = gone.done()
+        finally:
+            for task in tasks:
+                task.cancel()
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+            await self._events.aclose()
+        if left:
+            return
+        if isinstance(outcomes[0], Exception):
+            raise outcomes[0]
+        if not self._ended:
+            await write(self._error(ShuttingDown("the service is shutting down"), scope))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _pump(self, scope: Scope, write: Any) -> None:
+        try:
+            async with aclosing(self._events) as events:
+                async for event in events:
+                    self._emitted += event.name == "token"
+                    self._ended = event.name == "done"
+                    await write(event.encode())
+        except OnOffError as error:
+            final = error
+        except TimeoutError:
+            raise  # the client's doing: nothing more can be sent
+        except Exception:
+            logger.exception("request %s failed in its stream", scope["state"]["request_id"])
+            final = InternalError("the service failed on this request; its log tells why under this request id")
+        else:
+            final = InternalError("the stream ended without a result")
+        if not self._ended:
+            await write(self._error(final, scope))
+
+    def _error(self, error: OnOffError, scope: Scope) -> bytes:
+        self._ended = True
+        data = json.dumps(problem(error, scope, tokens_emitted=self._emitted))
+        return f"event: error\ndata: {data}\n\n".encode()
+
+    async def _ping(self, write: Any) -> None:
+        with contextlib.suppress(TimeoutError):
+            while True:
+                await asyncio.sleep(self._settings.ping_seconds)
+                await write(_PING)

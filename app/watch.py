@@ -1,0 +1,47 @@
+"""Work that ends with the client it is for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.types import Receive
+
+from app.services.drain import Drain
+from rl_onoff.errors import ShuttingDown
+
+T = TypeVar("T")
+
+
+class ClientGone(Exception):
+    """Nobody is left to answer."""
+
+
+async def disconnected(receive: Receive) -> None:
+    """Returns when the client is gone. Only after the body was read whole."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def attended(work: Coroutine[Any, Any, T], request: Request, drain: Drain) -> T:
+    """The result of `work`, which is cancelled when the client leaves or the service has to end.
+
+    Raises ClientGone or ShuttingDown then.
+    """
+    working = asyncio.create_task(work)
+    gone = asyncio.create_task(disconnected(request.receive))
+    expired = asyncio.create_task(drain.expired.wait())
+    tasks = (working, gone, expired)
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        if expired.done():
+            raise ShuttingDown("the service is shutting down", retry_after=5)
+        raise ClientGone
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,73 @@
+"""What the README says to type works: its requests and its program, against the service on the demo pair."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rl_onoff.cli.child import choose_port, running_service
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SHOWN_URL = "http://127.0.0.1:8000"
+
+pytestmark = pytest.mark.slow
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with running_service(ROOT, choose_port(0)) as service:
+        service.wait_ready()
+        yield service.url
+
+
+def run(command: list[str], folder: Path) -> str:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_requests(url: str, tmp_path: Path) -> None:
+    (block,) = (block for block in blocks("bash") if "curl" in block)
+    script = block.replace(SHOWN_URL, url).replace("curl -s", "curl --fail-with-body -s")
+    out = run(["bash", "-euo", "pipefail", "-c", script], tmp_path)
+    for expected in ('"finish_reason":"stop"', '"top":[{"ids":', '"kl_ab":[', "event: switch", "event: done"):
+        assert expected in out
+    assert (tmp_path / "rows.safetensors").stat().st_size > 1000
+
+
+def test_the_program(url: str, tmp_path: Path) -> None:
+    (program,) = blocks("python")
+    out = run([sys.executable, "-c", program.replace(SHOWN_URL, url)], tmp_path)
+    assert "' guess'" in out
+    assert re.search(r"\(13, \d+\) float32", out)
+    assert "[b]" in out
+    assert re.search(r"^ [ab]+ 0\.\d+$", out, re.MULTILINE)
+
+
+def test_the_command(url: str, tmp_path: Path) -> None:
+    (line,) = (line for block in blocks("bash") for line in block.splitlines() if "rl-onoff switch" in line)
+    command = line.replace(".venv/bin/rl-onoff", f"{sys.executable} -m rl_onoff.cli").replace(
+        "switch", f"switch --url {url}", 1
+    )
+    assert "A: " in run(["bash", "-c", command], tmp_path)
+
+
+def test_the_configuration(tmp_path: Path) -> None:
+    from app.config import load
+
+    (document,) = blocks("yaml")
+    (tmp_path / "demo").symlink_to(ROOT / "demo")
+    (tmp_path / "models.yaml").write_text(document, encoding="utf-8")
+    (pair,) = load(tmp_path / "models.yaml").pairs
+    assert (pair.model_a, pair.model_b) == ("base", "rl")
+    assert Path(pair.b.path or "").samefile(ROOT / "demo" / "rl")
