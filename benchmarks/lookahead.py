@@ -3,7 +3,8 @@
     python -m benchmarks.lookahead --depth 1 4 --shares 0.02 0.1 --batch 1 8 > docs/lookahead.jsonl
 
 Every round runs each contender once, one after the other; what is reported is the median over rounds of the ratio to
-lock-step in the same round, so a machine that slows down slows both. Switched runs must equal lock-step token for token.
+lock-step in the same round, so a machine that slows down slows both. Switched runs that differ from lock-step are
+counted.
 """
 
 from __future__ import annotations

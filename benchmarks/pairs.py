@@ -1,8 +1,8 @@
 """Memory-bound pairs of random weights whose divergence is controlled.
 
 B reads a fraction of the vocabulary ("triggers") through other input embeddings and is otherwise nearly A: after a
-trigger the two diverge, elsewhere they agree, so the share of B's tokens follows the fraction. A deeper B continues A's layers
-with more that hardly change the residual stream. Weights are scaled so that rows have a few nats of entropy.
+trigger the two diverge, elsewhere they agree, so the share of B's tokens follows the fraction. A deeper B continues
+A's layers with more that hardly change the residual stream. Weights are scaled so that rows have a few nats of entropy.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _model(layers: int, hidden: int) -> Any:
 
 @torch.no_grad()
 def build(folder: Path, *, layers: int, hidden: int, depth: int, triggers: float, dtype: torch.dtype) -> None:
-    """Write `folder/a` and `folder/b`; B has `depth` times A's layers and a fraction `triggers` of foreign embeddings."""
+    """Write `folder/a` and `folder/b`; B has `depth` times A's layers and a share `triggers` of foreign embeddings."""
     a = _model(layers, hidden)
     a.lm_head.weight.mul_(8)
     for layer in a.model.layers:
