@@ -26,11 +26,16 @@ class Judgement:
 
     tokens_a: list[int]
     tokens_b: list[int]
+    gaps_a: list[float]  # by how much each token won, in nats (`sampling.draw`)
+    gaps_b: list[float]
     values: dict[str, list[float]]
     delta_logp: bool
 
     def token(self, i: int, lead: Lead) -> int:
         return self.tokens_a[i] if lead == "a" else self.tokens_b[i]
+
+    def gap(self, i: int, lead: Lead) -> float:
+        return self.gaps_a[i] if lead == "a" else self.gaps_b[i]
 
     def recorded(self, i: int, lead: Lead) -> dict[str, float]:
         """The signals at position i once it is known who leads it."""
@@ -44,8 +49,8 @@ def judge(
     rows_a: Rows, rows_b: Rows, positions: Sequence[int], params: SamplingParams, signals: frozenset[str]
 ) -> Judgement:
     """Judge rows `[n, V]` of A and B that predict the tokens at `positions`."""
-    tokens_a = sampling.choose(rows_a, params, positions)
-    tokens_b = sampling.choose(rows_b, params, positions)
+    tokens_a, gaps_a = sampling.draw(rows_a, params, positions)
+    tokens_b, gaps_b = sampling.draw(rows_b, params, positions)
     of_tokens = signals.intersection(TOKEN_SIGNALS)
     if "delta_logp" in signals:
         of_tokens |= {"delta_logp_a", "delta_logp_b"}
@@ -55,6 +60,8 @@ def judge(
     return Judgement(
         tokens_a,
         tokens_b,
+        gaps_a,
+        gaps_b,
         {name: column.tolist() for name, column in columns.items()},
         "delta_logp" in signals,
     )

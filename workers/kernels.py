@@ -178,7 +178,13 @@ def _philox_block(words, begin, position, key0, key1):  # type: ignore[no-untype
 
 @njit(inline="always")
 def _gumbel(word):  # type: ignore[no-untyped-def]
-    return -math.log(-math.log((float(word) + 0.5) * 2.0**-32))
+    return -math.log(-math.log((np.float64(word) + 0.5) * 2.0**-32))
+
+
+@njit(inline="always")
+def _least_word(score, to_beat):  # type: ignore[no-untyped-def]
+    """Words below this leave `score` short of `to_beat`; a little generous."""
+    return _u(max(0.0, 4294967295.0 - math.exp(min(score - to_beat, 0.0)) * 4294970000.0))
 
 
 _PHILOX_BLOCK = 256
@@ -189,14 +195,15 @@ _MOST_NOISE = 22.8738
 @njit(cache=True, nogil=True)
 def draw_rows(
     rows: npt.NDArray[Any], temperature: float, seed: int, positions: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """argmax over v of (row[v] - max(row)) / temperature + noise[v], for rows `[n, V]`; the lowest id of equals.
 
-    Noise as `workers.sampling.gumbel`. Since -log(-log u) <= -log(1 - u), a token can beat the best one so far only if
-    1 - u <= exp(score - best): a comparison of random words that spares nearly every logarithm.
+    And by how much the winner leads the second best, `[n]`. Noise as `workers.sampling.gumbel`. Since -log(-log u) <=
+    -log(1 - u), a token can score more than s only if 1 - u <= exp(score - s): a comparison of random words that
+    spares nearly every logarithm.
     """
     n, size = rows.shape
-    out = np.empty(n, np.int64)
+    out, gaps = np.empty(n, np.int64), np.empty(n, np.float64)
     words = np.empty((4, _PHILOX_BLOCK), np.uint64)
     key0, key1 = _u(seed) & _u(0xFFFFFFFF), _u(seed) >> _u(32)
     for t in range(n):
@@ -204,26 +211,28 @@ def draw_rows(
         top = row[0]
         for i in range(1, size):
             top = max(top, row[i])
-        ceiling = float(top)
-        best, chosen = -math.inf, -1
+        ceiling = np.float64(top)  # `float` would keep float32
+        best, second, chosen = -math.inf, -math.inf, -1
         for begin in range(0, (size + 3) // 4, _PHILOX_BLOCK):
             first, last = 4 * begin, min(4 * (begin + _PHILOX_BLOCK), size)
             highest = row[first]
             for i in range(first + 1, last):
                 highest = max(highest, row[i])
-            lead = (float(highest) - ceiling) / temperature
-            if lead + _MOST_NOISE < best or lead == -math.inf:
+            lead = (np.float64(highest) - ceiling) / temperature
+            if lead + _MOST_NOISE < second or lead == -math.inf:
                 continue
             _philox_block(words, begin, position, key0, key1)
-            # Words below this cannot win even for the block's highest score.
-            floor = _u(max(0.0, 4294967295.0 - math.exp(min(lead - best, 0.0)) * 4294970000.0))
+            floor = _least_word(lead, second)
             for j in range(last - first):
                 word = words[j & 3, j >> 2]
                 if word < floor:
                     continue
-                value = (float(row[first + j]) - ceiling) / temperature + _gumbel(word)
+                value = (np.float64(row[first + j]) - ceiling) / temperature + _gumbel(word)
                 if value > best:
-                    best, chosen = value, first + j
-                    floor = _u(max(0.0, 4294967295.0 - math.exp(min(lead - best, 0.0)) * 4294970000.0))
-        out[t] = chosen
-    return out
+                    best, second, chosen = value, best, first + j
+                    floor = _least_word(lead, second)
+                elif value > second:
+                    second = value
+                    floor = _least_word(lead, second)
+        out[t], gaps[t] = chosen, best - second
+    return out, gaps

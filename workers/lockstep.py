@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator
 
 from rl_onoff.kinds import parse_policy
 from rl_onoff.policy import PolicyState, Signals, initial_state, step
-from workers.backends.base import Pair, roles, together
+from workers.backends.base import Pair, both_sequences, together
 from workers.judge import judge
+from workers.noise import NoiseFloor
 from workers.wire import Done, Frame, SwitchGenerate, Tokens, Usage
 
 
@@ -23,17 +24,19 @@ async def switch_generate(pair: Pair, job: SwitchGenerate) -> AsyncIterator[Fram
     eos = frozenset() if job.ignore_eos else frozenset({*pair.info.a.eos_ids, *pair.info.b.eos_ids})
     ids = list(job.ids)
     usage = Usage()
-    model_a, model_b = roles(pair, job.swapped)
-    async with model_a.sequence() as a, model_b.sequence() as b:
+    noise = NoiseFloor(pair.info.noise)
+    async with both_sequences(pair, job.swapped) as (a, b):
         for _ in range(job.max_tokens):
             position = len(ids)
             rows_a, rows_b = await together(a.rows(ids, position), b.rows(ids, position))
             verdict = await pair.compute(judge, rows_a, rows_b, [position], job.sampling, measures)
             known = {name: column[0] for name, column in verdict.values.items()}
-            state, lead = step(policy, state, Signals(position, job.sampling.seed, known))
+            signals = Signals(position, job.sampling.seed, known)
+            before, (state, lead) = state, step(policy, state, signals)
             token = verdict.token(0, lead)
             ids.append(token)
-            usage = Usage(a.forwards, b.forwards)
+            doubtful = noise.may_turn(policy, before, signals) or noise.may_change(verdict.gap(0, lead))
+            usage = Usage(a.forwards, b.forwards, within_noise=usage.within_noise + doubtful)
             recorded = {name: [value] for name, value in verdict.recorded(0, lead).items()}
             yield Tokens([token], usage, leads=lead, values=recorded)
             if token in eos:

@@ -17,8 +17,9 @@ from collections.abc import AsyncIterator
 
 from rl_onoff.kinds import parse_policy
 from rl_onoff.policy import Lead, PolicyState, Signals, initial_state, step
-from workers.backends.base import Pair, roles
+from workers.backends.base import Pair, both_sequences
 from workers.judge import judge
+from workers.noise import NoiseFloor
 from workers.wire import Done, Frame, SwitchGenerate, Tokens, Usage
 
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16)
@@ -34,8 +35,8 @@ async def switch_generate(pair: Pair, job: SwitchGenerate) -> AsyncIterator[Fram
     end = len(ids) + job.max_tokens
     pace = Pace(job.lookahead)
     usage = Usage()
-    model_a, model_b = roles(pair, job.swapped)
-    async with model_a.sequence() as a, model_b.sequence() as b:
+    noise = NoiseFloor(pair.info.noise)
+    async with both_sequences(pair, job.swapped) as (a, b):
         sides = {"a": a, "b": b}
         while len(ids) < end:
             drafter, count = pace.choose(state.lead, end - len(ids))
@@ -49,11 +50,13 @@ async def switch_generate(pair: Pair, job: SwitchGenerate) -> AsyncIterator[Fram
             positions = range(first, first + len(draft.tokens))
             verdict = await pair.compute(judge, rows_a, rows_b, positions, job.sampling, measures)
 
-            led, leads = state.lead, ""
+            led, leads, doubtful = state.lead, "", 0
             recorded: dict[str, list[float]] = defaultdict(list)
             for i, drafted in enumerate(draft.tokens):
                 known = {name: column[i] for name, column in verdict.values.items()}
-                state, lead = step(policy, state, Signals(first + i, job.sampling.seed, known))
+                signals = Signals(first + i, job.sampling.seed, known)
+                before, (state, lead) = state, step(policy, state, signals)
+                doubtful += noise.may_turn(policy, before, signals) or noise.may_change(verdict.gap(i, lead))
                 ids.append(verdict.token(i, lead))
                 leads += lead
                 for name, value in verdict.recorded(i, lead).items():
@@ -69,6 +72,7 @@ async def switch_generate(pair: Pair, job: SwitchGenerate) -> AsyncIterator[Fram
                 usage.drafted + len(draft.tokens),
                 usage.accepted + len(emitted) - (not survived),
                 usage.rounds + 1,
+                usage.within_noise + doubtful,
             )
             yield Tokens(emitted, usage, leads=leads, values=recorded)
             if ids[-1] in eos:

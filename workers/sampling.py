@@ -75,26 +75,38 @@ def filters(params: SamplingParams, vocab_size: int) -> bool:
 
 def choose(rows: Array, params: SamplingParams, positions: Sequence[int]) -> list[int]:
     """The token drawn from each row `[n, V]`, for the tokens at `positions`; the best token at temperature 0."""
-    xp = array_api_compat.array_namespace(rows)
-    if params.temperature == 0:
-        return [int(token) for token in xp.argmax(rows, axis=-1)]
+    return draw(rows, params, positions)[0]
+
+
+def draw(rows: Array, params: SamplingParams, positions: Sequence[int]) -> tuple[list[int], list[float]]:
+    """`choose`, and by how much each token won: what the log-probabilities would have to move, in nats.
+
+    inf where nothing else could be drawn. A change of what the filters keep is not considered.
+    """
     host = on_host(rows)
-    if host is None:
-        return draw(rows, params, positions)
+    if host is None or params.temperature == 0:
+        return draw_by_arrays(rows, params, positions)
     places = np.asarray(list(positions), dtype=np.int64)
     if filters(params, rows.shape[-1]):
-        drawn = kernels.draw_rows(scores(host, params), 1.0, params.seed, places)
+        tokens, gaps = kernels.draw_rows(scores(host, params), 1.0, params.seed, places)
     else:
-        drawn = kernels.draw_rows(host, params.temperature, params.seed, places)
-    tokens: list[int] = drawn.tolist()
-    return tokens
+        tokens, gaps = kernels.draw_rows(host, params.temperature, params.seed, places)
+    return tokens.tolist(), (gaps * params.temperature).tolist()
 
 
-def draw(rows: Array, params: SamplingParams, positions: Sequence[int]) -> list[int]:
-    """What `choose` means above temperature 0, in array operations: on devices, and to check the kernel by."""
+def draw_by_arrays(rows: Array, params: SamplingParams, positions: Sequence[int]) -> tuple[list[int], list[float]]:
+    """What `draw` means, in array operations: on devices, and to check the kernel by."""
     xp = array_api_compat.array_namespace(rows)
-    noise = gumbel(params.seed, positions, rows.shape[-1], rows)
-    return [int(token) for token in xp.argmax(scores(rows, params) + noise, axis=-1)]
+    if params.temperature == 0:
+        noisy = rows
+    else:
+        noisy = scores(rows, params) + gumbel(params.seed, positions, rows.shape[-1], rows)
+    tokens = xp.argmax(noisy, axis=-1)
+    others = xp.where(
+        xp.arange(rows.shape[-1], device=array_api_compat.device(rows))[None] == tokens[:, None], -math.inf, noisy
+    )
+    gaps = (xp.max(noisy, axis=-1) - xp.max(others, axis=-1)) * (params.temperature or 1.0)
+    return [int(token) for token in tokens], [float(gap) for gap in gaps]
 
 
 def on_host(rows: Array) -> np.ndarray[Any, np.dtype[Any]] | None:

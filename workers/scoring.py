@@ -9,7 +9,7 @@ import array_api_compat
 import numpy as np
 
 from rl_onoff import divergence
-from workers.backends.base import Pair, together
+from workers.backends.base import Pair, both_sequences, together
 from workers.judge import measure
 from workers.sampling import at_temperature, log_softmax, to_numpy, top
 from workers.wire import Array, Compare, Done, Frame, Rows, Score, Usage, Values
@@ -71,7 +71,7 @@ async def compare(pair: Pair, job: Compare) -> AsyncIterator[Frame]:
     """`Values` of consecutive positions of the solution, then `Done`."""
     solution = job.a_ids[job.a_start :]
     size = _positions_per_chunk(pair.info.a.vocab_size)
-    async with pair.a.sequence() as a, pair.b.sequence() as b:
+    async with both_sequences(pair) as (a, b):
         for begin in range(0, len(solution), size):
             end = min(begin + size, len(solution))
             rows_a, rows_b = await together(

@@ -67,6 +67,7 @@ class Usage(msgspec.Struct, frozen=True):
     drafted: int = 0
     accepted: int = 0
     rounds: int = 0
+    within_noise: int = 0
 
 
 # ------------------------------------------------------------------------------------------------ jobs
@@ -224,7 +225,8 @@ class PairInfo(msgspec.Struct, frozen=True):
     """A loaded pair, with the tokenizer both share as a `tokenizer.json` document.
 
     `special_tokens` maps names chat templates use (`bos_token`, `eos_token`, ...) to their text. `warnings` are
-    findings of the pair check an operator should read.
+    findings of the pair check an operator should read. `noise` is how far a signal, and under `logprob` a
+    log-probability, was seen to move with the shape of the forward pass alone.
     """
 
     name: str
@@ -235,6 +237,7 @@ class PairInfo(msgspec.Struct, frozen=True):
     tokenizer: str
     special_tokens: dict[str, str]
     warnings: list[str] = []
+    noise: dict[str, float] = {}
 
 
 class Health(msgspec.Struct, frozen=True):

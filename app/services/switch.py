@@ -89,6 +89,7 @@ def _response(
         b_fraction=generation.leads.count("b") / len(generation.leads),
         finish_reason=generation.finish_reason,
         seed=request.sampling.seed or 0,
+        decisions_within_noise=generation.usage.within_noise,
         usage=total_usage(len(ids), [generation]),
         receipt=Receipt(
             version=__version__,

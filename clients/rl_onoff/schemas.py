@@ -326,6 +326,9 @@ class SwitchResponse(Response):
     b_fraction: float
     finish_reason: FinishReason
     seed: int
+    decisions_within_noise: int = Field(
+        default=0, description="tokens or leads that rounding may turn: where lookahead and lock-step may differ"
+    )
     usage: Usage
     receipt: Receipt
 

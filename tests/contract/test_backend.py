@@ -136,6 +136,13 @@ async def test_concurrent_sequences_do_not_disturb_each_other(case: Case) -> Non
     assert [result[:2] for result in together] == [result[:2] for result in alone]
 
 
+async def test_swapped_and_plain_roles_do_not_wait_for_each_other(llama: Case) -> None:
+    """More jobs than places, half of them with the roles turned round: they once held one place each for ever."""
+    jobs = [SwitchGenerate(llama.prompt(5, i), 6, GREEDY, {"kind": "always_a"}, swapped=bool(i % 2)) for i in range(24)]
+    async with asyncio.timeout(60):
+        await asyncio.gather(*(tokens(llama, job) for job in jobs))
+
+
 async def test_cancelled_and_abandoned_sequences_leave_no_trace(llama: Case) -> None:
     ids = llama.prompt(10)
     want, _, _ = await tokens(llama, Generate("a", ids, 20, GREEDY, ignore_eos=True))

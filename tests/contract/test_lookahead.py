@@ -167,3 +167,32 @@ def test_drafts_are_as_long_as_they_survive(breaks: float, shortest: int, longes
 def test_a_short_rest_is_drafted_short() -> None:
     assert Pace(None).choose("a", 2) == ("a", 2)
     assert Pace(8).choose("b", 3) == ("a", 3)
+
+
+async def doubts(pair: Pair, job: SwitchGenerate) -> int:
+    last = [frame async for frame in answer(pair, job)][-1]
+    assert isinstance(last, Done)
+    return last.usage.within_noise
+
+
+async def test_what_differs_in_bfloat16_was_within_the_noise(tmp_path: Path) -> None:
+    # Wide enough for kernels of one token and of many to round differently.
+    wide = tiny.write_pair(tmp_path, "llama", hidden_size=512, intermediate_size=1024, head_dim=128)
+    differing = 0
+    async with loaded(wide, "bfloat16", sequences=8) as pair:
+        assert pair.info.noise["logprob"] > 1e-4
+        for job in cases(pair, await typical_divergences(pair), 60, seed=4):
+            lockstep = msgspec.structs.replace(job, lookahead=0)
+            if (await run(pair, job))[:2] != (await run(pair, lockstep))[:2]:
+                differing += 1
+                assert await doubts(pair, job) + await doubts(pair, lockstep) > 0
+    assert differing > 0, "nothing differed: this test proves nothing"
+    async with loaded(wide, "bfloat16", sequences=8, options={"strict": True}) as pair:
+        await equal(pair, cases(pair, await typical_divergences(pair), 60, seed=4), 1e-6)
+
+
+async def test_strict_has_no_noise(folders: Folders) -> None:
+    async with loaded(folders["llama"], "bfloat16", options={"strict": True}) as pair:
+        assert set(pair.info.noise.values()) == {0.0}
+        job = SwitchGenerate([3, 4, 5], 40, SamplingParams(seed=1), {"kind": "divergence", "on": 0.01}, ignore_eos=True)
+        assert await doubts(pair, job) == 0

@@ -61,10 +61,10 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<eos>", pad_token="<pad>")
 
 
-def write_model(folder: Path, architecture: str, seed: int) -> Path:
+def write_model(folder: Path, architecture: str, seed: int, **changes: Any) -> Path:
     """A random model, its weights scaled so that rows are neither flat nor one-hot."""
     torch.manual_seed(seed)
-    config = CONFIG_MAPPING[architecture](**ARCHITECTURES[architecture])
+    config = CONFIG_MAPPING[architecture](**{**ARCHITECTURES[architecture], **changes})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -76,9 +76,9 @@ def write_model(folder: Path, architecture: str, seed: int) -> Path:
     return folder
 
 
-def write_pair(folder: Path, architecture: str) -> tuple[Path, Path]:
+def write_pair(folder: Path, architecture: str, **changes: Any) -> tuple[Path, Path]:
     """B is A with its first layer's weights perturbed: alike at most positions, different at some."""
-    a = write_model(folder / "a", architecture, seed=1)
+    a = write_model(folder / "a", architecture, seed=1, **changes)
     model = AutoModelForCausalLM.from_pretrained(a, dtype=torch.float32)
     torch.manual_seed(2)
     with torch.no_grad():

@@ -135,7 +135,10 @@ def test_the_kernel_draws_what_the_arrays_draw(vocab_size: int) -> None:
         rows[:, vocab_size // 2] = 0.0
         for temperature in (1e-3, 0.7, 1.0, 50.0):
             params = SamplingParams(seed=2**62 + 5, temperature=temperature)
-            assert sampling.choose(rows, params, range(7, 67)) == sampling.draw(rows, params, range(7, 67))
+            tokens, gaps = sampling.draw(rows, params, range(7, 67))
+            wanted, wanted_gaps = sampling.draw_by_arrays(rows, params, range(7, 67))
+            assert tokens == wanted
+            np.testing.assert_allclose(gaps, wanted_gaps, rtol=1e-9, atol=1e-9)
 
 
 def test_noise_is_standard_gumbel() -> None:

@@ -11,8 +11,8 @@ the shared vocabulary before the softmax. There is no row 0: a prompt has at lea
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -60,9 +60,15 @@ class CachedSequence(Protocol):
         ...
 
 
-def roles(pair: Pair, swapped: bool) -> tuple[LanguageModel, LanguageModel]:
-    """The models that play A and B."""
-    return (pair.b, pair.a) if swapped else (pair.a, pair.b)
+@asynccontextmanager
+async def both_sequences(pair: Pair, swapped: bool = False) -> AsyncIterator[tuple[CachedSequence, CachedSequence]]:
+    """A place in either model's cache, for the models that play A and B.
+
+    Taken in the pair's own order whatever the roles: two jobs that each hold what the other waits for would wait for
+    ever.
+    """
+    async with pair.a.sequence() as first, pair.b.sequence() as second:
+        yield (second, first) if swapped else (first, second)
 
 
 async def together(first: Coroutine[Any, Any, Rows], second: Coroutine[Any, Any, Rows]) -> tuple[Rows, Rows]:

@@ -17,7 +17,7 @@ from workers.backends.hf import load as loading
 from workers.backends.hf.engine import Engine
 from workers.backends.hf.load import Loaded
 from workers.backends.hf.model import HFModel
-from workers.backends.hf.slots import Slot, SlotCache
+from workers.backends.hf.selfcheck import check_cache, noise_floors
 from workers.wire import ModelInfo, ModelSpec, PairInfo, WorkerSpec
 
 T = TypeVar("T")
@@ -80,9 +80,11 @@ def load(spec: WorkerSpec) -> HFPair:
     for one, info, scope in zip((a, b), infos, scopes, strict=True):
         with scope():
             check_cache(one.model, info)
+    least = _STRICT_TOKENS if options.strict else 1
+    noise = noise_floors([one.model for one in (a, b)], infos, scopes, least)
     engine = Engine()
     models = [
-        HFModel(one.model, info, engine, spec.sequences, scope, _STRICT_TOKENS if options.strict else 1)
+        HFModel(one.model, info, engine, spec.sequences, scope, least)
         for one, info, scope in zip((a, b), infos, scopes, strict=True)
     ]
     return HFPair(
@@ -95,6 +97,7 @@ def load(spec: WorkerSpec) -> HFPair:
             tokenizer=_tokenizer_json(a.tokenizer, spec.a),
             special_tokens={k: v for k, v in a.tokenizer.special_tokens_map.items() if isinstance(v, str)},
             warnings=warnings,
+            noise=noise,
         ),
         engine,
         *models,
@@ -163,30 +166,3 @@ def _tokenizer_json(tokenizer: Any, spec: ModelSpec) -> str:
         raise UnsupportedModel(f"model {spec.name} has no fast tokenizer (tokenizer.json)")
     text: str = backend.to_str()
     return text
-
-
-@torch.inference_mode()
-def check_cache(model: Any, info: ModelInfo) -> None:
-    """Refuse an architecture whose rows through the slot cache differ from a plain forward pass.
-
-    Random tokens go in as a prefix, then one by one, then again after rolling back to another continuation.
-    """
-    generator = torch.Generator().manual_seed(0)
-    first, second = torch.randint(info.vocab_size, (2, 12), generator=generator).tolist()
-    second[:5] = first[:5]
-    # Some architectures compute a softmax or a norm in float32 whatever the dtype.
-    tolerance = {"float64": 1e-4, "float32": 1e-3}.get(info.dtype, 0.5)
-    try:
-        cache, slot = SlotCache(model, 2, info.max_len), Slot(1)
-        for ids, start in ((first, 0), (second, 5)):
-            plain = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0].double()
-            rows = cache.forward([slot], [ids[start:8]], [start], [8 - start])
-            rows += [cache.forward([slot], [[ids[t]]], [t], [1])[0] for t in range(8, len(ids))]
-            gap = (torch.cat(rows).double() - plain[start:]).abs().max().item()
-            if not gap <= tolerance:
-                raise ValueError(f"its rows differ from a plain forward pass by {gap:.2g}")
-    except (ValueError, TypeError, RuntimeError, AttributeError, IndexError, KeyError) as error:
-        kind = model.config.get_text_config().model_type
-        raise UnsupportedModel(
-            f"model {info.name} ({kind}) cannot be run with a cache that rolls back: {error}"
-        ) from error

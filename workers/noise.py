@@ -1,0 +1,59 @@
+"""Which decisions hang on rounding.
+
+The same row computed in a pass of one token and in a pass of many differs in its last bits. A decision that a change of
+that size could turn is within the noise: lookahead and lock-step, or two batches, may decide it differently, and
+neither is wrong. How large the changes are is measured when a pair is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from rl_onoff.divergence import MEASURES
+from rl_onoff.policy import Policy, PolicyState, Signals
+from workers.judge import measure
+
+LOGPROB = "logprob"
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseFloor:
+    """The largest change seen of each signal, and of a log-probability in nats; what was never measured is exact."""
+
+    floors: Mapping[str, float]
+
+    def may_turn(self, policy: Policy, state: PolicyState, signals: Signals) -> bool:
+        """Whether the policy would have wanted another leader, the watched signal moved by its floor either way."""
+        floor = self.floors.get(policy.watched, 0.0)
+        if floor == 0.0:
+            return False
+        value = signals.values[policy.watched]
+        wanted = {
+            policy.wants(state, replace(signals, values={**signals.values, policy.watched: moved}))
+            for moved in (value - floor, value, value + floor)
+        }
+        return len(wanted) > 1
+
+    def may_change(self, gap: float) -> bool:
+        """Whether another token was possible: two log-probabilities moved towards each other close the gap."""
+        return gap < 2 * self.floors.get(LOGPROB, 0.0)
+
+
+def measured(rows_a: tuple[Any, Any], rows_b: tuple[Any, Any]) -> dict[str, float]:
+    """Floors from rows `[n, V]` of both models, each computed in two shapes of pass."""
+    floors = {LOGPROB: max(_largest_change(*rows_a), _largest_change(*rows_b))}
+    names = [name for name in MEASURES if name not in ("delta_logp", "top1_agree")]
+    first, second = (measure(a, b, names) for a, b in zip(rows_a, rows_b, strict=True))
+    floors |= {name: _largest_change(first[name], second[name]) for name in names}
+    floors |= dict.fromkeys(("delta_logp_a", "delta_logp_b"), 2 * floors[LOGPROB])
+    floors["prob_of_a_in_b"] = floors["top_prob_b"]
+    return floors
+
+
+def _largest_change(left: Any, right: Any) -> float:
+    gap = np.abs(np.asarray(left, dtype=np.float64) - np.asarray(right, dtype=np.float64))
+    return float(gap[np.isfinite(gap)].max(initial=0.0))
