@@ -42,7 +42,7 @@ def answer(pair: Pair, job: Job) -> AsyncIterator[Frame]:
     """The frames that answer a job, the terminal one included. Raises what the job does wrong."""
     match job:
         case Generate():
-            _check_ids(pair, job.ids)
+            _check_ids(pair, job.ids, job.max_tokens)
             return generation.generate(pair, job)
         case Score():
             _check_ids(pair, job.ids)
@@ -58,18 +58,19 @@ def answer(pair: Pair, job: Job) -> AsyncIterator[Frame]:
                 raise InvalidField("A and B must score the same solution", field="b_ids")
             return scoring.compare(pair, job)
         case SwitchGenerate():
-            _check_ids(pair, job.ids)
+            _check_ids(pair, job.ids, job.max_tokens)
             if job.lookahead == 0:
                 return lockstep.switch_generate(pair, job)
             return lookahead.switch_generate(pair, job)
 
 
-def _check_ids(pair: Pair, ids: list[int]) -> None:
+def _check_ids(pair: Pair, ids: list[int], more: int = 0) -> None:
     # An id beyond the embedding kills some engines and silently reads other memory in others: never let one through.
     vocab_size = pair.info.a.vocab_size
     limit = min(pair.info.a.max_len, pair.info.b.max_len)
-    if not 1 <= len(ids) <= limit:
-        raise InvalidField(f"has {len(ids)} tokens; there must be 1 to {limit}", field="ids")
+    if not ids or len(ids) + more > limit:
+        asked = f"{len(ids)} tokens" + (f" and {more} to generate" if more else "")
+        raise InvalidField(f"has {asked}; there must be one at least, and {limit} in all at most", field="ids")
     if min(ids) < 0 or max(ids) >= vocab_size:
         raise InvalidField(f"token ids must lie in [0, {vocab_size})", field="ids")
 

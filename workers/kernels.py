@@ -18,6 +18,15 @@ import numpy.typing as npt
 from numba import njit, types
 from numba.extending import intrinsic
 
+
+def _compiled(function: Any) -> Any:
+    """Compiled once a machine where a cache can be written, once a process where not (a read-only image, no home)."""
+    try:
+        return njit(cache=True, nogil=True)(function)
+    except RuntimeError:
+        return njit(nogil=True)(function)
+
+
 _f = np.float32
 _i = np.int32
 _u = np.uint64
@@ -106,7 +115,7 @@ def _js_block(p, q):  # type: ignore[no-untyped-def]
     return total
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def js_rows(p: npt.NDArray[np.float32], q: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     """Jensen-Shannon divergence in nats of rows of log-probabilities, `[n, V]` float32 twice -> `[n]` float64."""
     n, size = p.shape
@@ -115,7 +124,7 @@ def js_rows(p: npt.NDArray[np.float32], q: npt.NDArray[np.float32]) -> npt.NDArr
         total = 0.0
         for begin in range(0, size, _BLOCK):
             total += _js_block(p[t, begin : begin + _BLOCK], q[t, begin : begin + _BLOCK])
-        out[t] = 0.5 * total
+        out[t] = min(0.5 * total, math.log(2.0))  # rows that sum to a little over 1 may exceed it
     return out
 
 
@@ -128,7 +137,7 @@ def _entropy_block(p):  # type: ignore[no-untyped-def]
     return total
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def entropy_rows(p: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     """Shannon entropy in nats of rows of log-probabilities, `[n, V]` float32 -> `[n]` float64."""
     n, size = p.shape
@@ -141,7 +150,7 @@ def entropy_rows(p: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     return out
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def rank_rows(p: npt.NDArray[np.float32], token_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """The rank of one token per row, 1 for the best, of equals the lower id: `[n, V]`, `[n]` -> `[n]` float64."""
     n, size = p.shape
@@ -189,10 +198,10 @@ def _least_word(score, to_beat):  # type: ignore[no-untyped-def]
 
 _PHILOX_BLOCK = 256
 #: No noise exceeds -log(-log(1 - 2**-33)).
-_MOST_NOISE = 22.8738
+_MOST_NOISE = 22.8739
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def draw_rows(
     rows: npt.NDArray[Any], temperature: float, seed: int, positions: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:

@@ -61,7 +61,9 @@ def scores(rows: Array, params: SamplingParams) -> Array:
             mass = xp.cumulative_sum(best_first[:, :count], axis=-1)
             # A token is kept while the mass before it is below top_p: the one that crosses it is the last.
             before = (mass - best_first[:, :count]) / mass[:, -1:]
-            kept = xp.sum(xp.astype(before < params.top_p, xp.int64), axis=-1, keepdims=True)
+            kept = xp.sum(
+                xp.astype(before < params.top_p, xp.int64), axis=-1, keepdims=True
+            )  # the first has 0 before it
             keep = keep & (rank < kept)
         else:
             keep = keep & (rank < count)
@@ -127,7 +129,10 @@ def log_softmax(values: Array) -> Array:
 
 def at_temperature(rows: Array, temperature: float) -> Array:
     """Rows `[n, V]` of log-probabilities, tempered and normalised again."""
-    return rows if temperature == 1 else log_softmax(rows / temperature)
+    if temperature == 1:
+        return rows
+    xp = array_api_compat.array_namespace(rows)
+    return log_softmax((rows - xp.max(rows, axis=-1, keepdims=True)) / temperature)
 
 
 def top(rows: Array, k: int) -> tuple[Array, Array]:

@@ -376,7 +376,7 @@ def step(policy: Policy, state: PolicyState, signals: Signals) -> tuple[PolicySt
     """Advance by one token: the state after it, and who leads it."""
     lead = policy.wants(state, signals)
     cap = policy.max_b_fraction if isinstance(policy, BudgetedPolicy) else None
-    if lead == "b" and cap is not None and state.by_b + 1 > cap * (state.emitted + 1):
+    if lead == "b" and cap is not None and (state.by_b + 1) / (state.emitted + 1) > cap:
         lead = "a"
     return (
         replace(

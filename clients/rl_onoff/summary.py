@@ -1,7 +1,7 @@
 """Summaries of per-token values: what a paper's table needs, with errors.
 
 Infinite values (KL over disjoint supports) are counted, not averaged: moments are over the finite values, order
-statistics over all of them.
+statistics over all of them. Where every value is infinite the mean is the infinity most of them are.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def statistics(values: Sequence[float] | npt.NDArray[np.float64]) -> Statistics:
         raise ValueError("statistics need at least one value and no NaN")
     finite = array[np.isfinite(array)]
     n = finite.size
-    mean = float(finite.mean()) if n else math.inf
+    signs = float(np.sign(array).sum())
+    mean = float(finite.mean()) if n else math.copysign(math.inf, signs) if signs else 0.0
     std = float(finite.std(ddof=1)) if n > 1 else 0.0
     # Interpolating next to an infinity would give NaN: take the nearest rank there instead.
     method = "linear" if n == array.size else "inverted_cdf"
@@ -71,12 +72,13 @@ class PerplexityRatio:
 def perplexities(logprobs_a: npt.NDArray[np.float64], logprobs_b: npt.NDArray[np.float64]) -> PerplexityRatio:
     """From the log-probabilities of the scored tokens, `[T]` each; inf where a model excludes a token."""
     with np.errstate(invalid="ignore", over="ignore"):
-        gap = logprobs_a - logprobs_b
+        both = np.isinf(logprobs_a) & np.isinf(logprobs_b)  # excluded by both alike
+        gap = np.where(both, 0.0, logprobs_a - logprobs_b)
         ratio = float(np.exp(gap.mean()))
-        spread = float(gap.std(ddof=1)) if gap.size > 1 else 0.0
+        spread = float(gap.std(ddof=1)) if gap.size > 1 and np.isfinite(gap).all() else 0.0
         return PerplexityRatio(
             a=float(np.exp(-logprobs_a.mean())),
             b=float(np.exp(-logprobs_b.mean())),
             ratio=ratio,
-            ratio_stderr=ratio * spread / math.sqrt(gap.size),
+            ratio_stderr=ratio * spread / math.sqrt(gap.size) if math.isfinite(ratio) else 0.0,
         )

@@ -16,6 +16,8 @@ from tests.contract.conftest import spec
 from tests.contract.test_backend import gap
 from workers.backends import load_pair
 from workers.backends.hf.load import fingerprint
+from workers.backends.hf.selfcheck import memory_warnings
+from workers.backends.hf.vocabulary import kept_eos
 from workers.wire import ModelSpec, WorkerSpec
 
 Folders = dict[str, tuple[Path, Path]]
@@ -53,6 +55,66 @@ def test_ids_one_tokenizer_lacks_are_refused_unless_allowed(folders: Folders, tm
     pair = load_pair(spec(a, longer, options={"allow_extra_tokens": True}))
     assert pair.info.b.vocab_size == tiny.VOCAB_SIZE
     assert "extra" in pair.info.warnings[0]
+
+
+def test_a_contradiction_after_a_lacking_id_is_cut_with_it(folders: Folders, tmp_path: Path) -> None:
+    def punch(document: Any) -> None:
+        vocab = document["model"]["vocab"]
+        del vocab["A"]
+        vocab["X"], vocab["Y"] = vocab["Y"], vocab["X"]
+
+    a, b = folders["llama"]
+    holed = copy_with(b, tmp_path / "b", punch)
+    pair = load_pair(spec(a, holed, options={"allow_extra_tokens": True}))
+    assert pair.info.a.vocab_size == 35
+    assert "B has no id 35, which is 'A'" in pair.info.warnings[0]
+
+
+def test_a_cut_that_takes_the_end_of_sequence_is_refused() -> None:
+    assert kept_eos("m", [1, 100], 96) == [1]
+    with pytest.raises(PairMismatch, match="ends with id 100, which the shared vocabulary of 96 ids lacks"):
+        kept_eos("m", [100], 96)
+
+
+def test_positions_that_depend_on_the_neighbours_are_refused(folders: Folders, tmp_path: Path) -> None:
+    for kind, extra in (
+        ("dynamic", {"factor": 2.0}),
+        ("longrope", {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}),
+    ):
+        rope = {"rope_type": kind, "rope_theta": 1e4, "original_max_position_embeddings": 64, **extra}
+        a, b = tiny.write_pair(tmp_path / kind, "llama", rope_parameters=rope)
+        with pytest.raises(UnsupportedModel, match="set max_len to 64 or less"):
+            load_pair(spec(a, b))
+        assert load_pair(spec(a, b, max_len=64)).info.a.max_len == 64
+
+
+def test_max_len_caps_and_never_stretches_the_context(folders: Folders) -> None:
+    a, b = folders["gpt2"]
+    assert load_pair(spec(a, b, max_len=400)).info.a.max_len == tiny.MAX_LEN
+    assert load_pair(spec(a, b, max_len=40)).info.a.max_len == 40
+
+
+def test_caches_that_cannot_fit_are_warned_of(folders: Folders) -> None:
+    a, b = folders["llama"]
+    pair = load_pair(spec(a, b))
+    assert pair.info.warnings == []
+    model = pair.a._cache._model  # type: ignore[attr-defined]
+    (warning,) = memory_warnings([model, model], [pair.info.a, pair.info.b], 10**9)
+    assert "GB of key-value cache" in warning
+
+
+def test_broken_files_and_absent_devices_are_load_errors(folders: Folders, tmp_path: Path) -> None:
+    a, b = folders["llama"]
+    broken = copy_with(b, tmp_path / "b", lambda document: None)
+    (broken / "model.safetensors").write_bytes((b / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(LoadError, match="cannot load model b"):
+        load_pair(spec(a, broken))
+    (tmp_path / "adapter").mkdir()
+    adapter = ModelSpec("b", adapter=str(tmp_path / "adapter"))
+    with pytest.raises(LoadError, match="cannot load the adapter"):
+        load_pair(WorkerSpec("p", "hf", "", ModelSpec("a", str(a), device="cpu"), adapter))
+    with pytest.raises(LoadError, match="cannot put model a on device cuda:99"):
+        load_pair(WorkerSpec("p", "hf", "", ModelSpec("a", str(a), device="cuda:99"), ModelSpec("b", str(b))))
 
 
 def test_what_is_not_there_is_named(folders: Folders, tmp_path: Path) -> None:

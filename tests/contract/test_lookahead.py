@@ -181,14 +181,14 @@ async def test_what_differs_in_bfloat16_was_within_the_noise(tmp_path: Path) -> 
     differing = 0
     async with loaded(wide, "bfloat16", sequences=8) as pair:
         assert pair.info.noise["logprob"] > 1e-4
-        for job in cases(pair, await typical_divergences(pair), 60, seed=4):
+        for job in cases(pair, await typical_divergences(pair), 30, seed=4):
             lockstep = msgspec.structs.replace(job, lookahead=0)
             if (await run(pair, job))[:2] != (await run(pair, lockstep))[:2]:
                 differing += 1
                 assert await doubts(pair, job) + await doubts(pair, lockstep) > 0
     assert differing > 0, "nothing differed: this test proves nothing"
     async with loaded(wide, "bfloat16", sequences=8, options={"strict": True}) as pair:
-        await equal(pair, cases(pair, await typical_divergences(pair), 60, seed=4), 1e-6)
+        await equal(pair, cases(pair, await typical_divergences(pair), 30, seed=4), 1e-6)
 
 
 async def test_strict_has_no_noise(folders: Folders) -> None:

@@ -61,3 +61,10 @@ def test_ranks_equal_the_reference_ties_and_excluded_tokens_too() -> None:
     p, q = np.round(rows(7, 200, 31, 2.0), 0), rows(8, 200, 31, 2.0)
     p[::3, ::2] = -math.inf
     assert kernels.rank_rows(p, q.argmax(-1)).tolist() == divergence.rank_of_best(p, q).tolist()
+
+
+def test_js_never_exceeds_ln_2_however_rows_are_rounded() -> None:
+    p, q = np.full((50, 400), -np.inf, np.float32), np.full((50, 400), -np.inf, np.float32)
+    p[:, :200], q[:, 200:] = rows(6, 50, 200, 3.0), rows(7, 50, 200, 3.0)
+    assert kernels.js_rows(p, q).max() <= math.log(2)
+    assert divergence.js(p, q).max() <= math.log(2)

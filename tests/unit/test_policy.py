@@ -329,3 +329,10 @@ def test_policies_round_trip_through_json(policy: Policy) -> None:
 def test_wrong_policies_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         adapter.validate_python(wrong)
+
+
+@pytest.mark.parametrize("cap", [0.29, 0.57, 0.58, 0.7])
+def test_a_budget_is_spent_to_its_last_token(cap: float) -> None:
+    """0.29 * 100 is less than 29 in floating point; 29 / 100 is not more than 0.29."""
+    _, leads = walk(DivergencePolicy(on=0.0, max_b_fraction=cap), [1.0] * 100)
+    assert leads.count("b") == round(100 * cap)

@@ -159,3 +159,9 @@ def test_tempered_rows_are_normalised() -> None:
     tempered = sampling.at_temperature(log(0.8, 0.2, 0.0), 0.5)
     np.testing.assert_allclose(np.exp(tempered[0]), [0.64 / 0.68, 0.04 / 0.68, 0.0], rtol=1e-6)
     assert math.isinf(tempered[0, 2])
+
+
+@pytest.mark.parametrize("temperature", [1e-4, 1e-2])
+def test_no_temperature_makes_nan(temperature: float) -> None:
+    tempered = sampling.at_temperature(log(0.5, 0.3, 0.2, 0.0), temperature)
+    assert np.exp(tempered[0]).tolist() == [1.0, 0.0, 0.0, 0.0]

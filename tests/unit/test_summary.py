@@ -90,3 +90,13 @@ def test_a_token_that_one_model_excludes() -> None:
     without_a, without_b = perplexities(excluded, finite), perplexities(finite, excluded)
     assert (without_a.a, without_a.ratio) == (math.inf, 0.0)
     assert (without_b.b, without_b.ratio) == (math.inf, math.inf)
+
+
+def test_infinities_keep_their_sign_and_never_become_nan() -> None:
+    assert statistics([-math.inf, -math.inf]).mean == -math.inf
+    assert statistics([-math.inf, math.inf]).mean == 0.0
+    excluded = perplexities(np.array([-1.0, -np.inf]), np.array([-1.0, -np.inf]))
+    assert (excluded.ratio, excluded.ratio_stderr) == (1.0, 0.0)
+    one_sided = perplexities(np.array([-1.0, -np.inf]), np.array([-1.0, -2.0]))
+    assert not math.isnan(one_sided.ratio)
+    assert not math.isnan(one_sided.ratio_stderr)

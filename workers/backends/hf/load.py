@@ -51,9 +51,13 @@ def load_model(spec: ModelSpec, *, trust_remote_code: bool, float32_head: bool) 
             **common,
         )
         folder = Path(cached_file(spec.path, "config.json", revision=spec.revision)).parent
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever a broken or foreign file makes the libraries raise
         raise LoadError(f"cannot load model {spec.name} from {spec.path}: {error}") from error
-    model = model.to(device_of(spec)).eval().requires_grad_(False)
+    device = device_of(spec)
+    try:
+        model = model.to(device).eval().requires_grad_(False)
+    except Exception as error:
+        raise LoadError(f"cannot put model {spec.name} on device {device}: {error}") from error
     if float32_head and model.dtype in (torch.bfloat16, torch.float16):
         upcast_head(model)
     return Loaded(model, tokenizer, folder)
@@ -88,13 +92,38 @@ def fingerprint(*folders: Path) -> str:
     return digest.hexdigest()
 
 
-def context_length(model: Any) -> int:
-    """The longest sequence the model's positions reach."""
+def context_length(model: Any, cap: int | None) -> int:
+    """The longest sequence the model's positions reach, or `cap` if that is less.
+
+    Raises UnsupportedModel for a length at which the position encoding changes with the longest sequence of a batch:
+    a row would depend on its neighbours.
+    """
     config = model.config.get_text_config()
     length = getattr(config, "max_position_embeddings", None)
-    if not isinstance(length, int):
+    if not isinstance(length, int) and cap is None:
         raise UnsupportedModel(f"{config.model_type} names no max_position_embeddings; set max_len for the pair")
+    length = min(n for n in (length, cap) if isinstance(n, int))
+    for rope in _rope_parameters(config):
+        kind = rope.get("rope_type", "default")
+        steady = {
+            "dynamic": rope.get("original_max_position_embeddings") or config.max_position_embeddings,
+            "longrope": rope.get("original_max_position_embeddings")
+            or getattr(config, "original_max_position_embeddings", 0),
+        }.get(kind, length)
+        if length > steady:
+            raise UnsupportedModel(
+                f"with {kind} rotary positions a row beyond {steady} tokens depends on the other sequences of its "
+                f"batch: set max_len to {steady} or less"
+            )
     return length
+
+
+def _rope_parameters(config: Any) -> list[dict[str, Any]]:
+    """The model's rotary settings: one dictionary, or one for each kind of layer."""
+    found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if "rope_type" in found or not all(isinstance(value, dict) for value in found.values()):
+        return [found]
+    return list(found.values())
 
 
 def eos_ids(model: Any, tokenizer: Any) -> list[int]:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from workers.backends.base import Draft, Ids
-from workers.backends.hf.engine import DraftCall, Engine, RowsCall
+from workers.backends.hf.calls import DraftCall, RowsCall
+from workers.backends.hf.engine import Engine
 from workers.backends.hf.slots import Slot, SlotCache
 from workers.wire import ModelInfo, SamplingParams
 
@@ -80,33 +81,33 @@ class HFModel:
         if length > own:
             self._cache.copy(donor, slot, length)
 
-    def _plan(self, call: RowsCall) -> tuple[int, int, int]:
-        """The next pass of a call: first token fed, one past the last, and logits kept."""
-        first = min(call.slot.shared_prefix(call.ids), call.start - 1)
-        if call.start - 1 - first >= PREFILL_CHUNK:
-            return first, first + PREFILL_CHUNK, 1
-        return first, len(call.ids), len(call.ids) - call.start + 1
-
     def shape(self, call: RowsCall) -> int:
-        first, end, _ = self._plan(call)
-        return end - first if end - first == 1 or end - first > RAGGED else RAGGED
+        call.first = min(call.slot.shared_prefix(call.ids), call.start - 1)
+        if call.start - 1 - call.first >= PREFILL_CHUNK:
+            call.end, call.keep = call.first + PREFILL_CHUNK, 1
+        else:
+            call.end, call.keep = len(call.ids), call.wanted
+        count = call.end - call.first
+        return count if count == 1 or count > RAGGED else RAGGED
 
     def forward(self, calls: list[RowsCall]) -> list[torch.Tensor | None]:
-        plans = [self._plan(call) for call in calls]
         slots = [call.slot for call in calls]
-        tokens = [call.ids[first:end] for call, (first, end, _) in zip(calls, plans, strict=True)]
+        tokens = [call.ids[call.first : call.end] for call in calls]
         try:
             with self._scope():
                 logits = self._cache.forward(
-                    slots, tokens, [first for first, _, _ in plans], [keep for _, _, keep in plans]
+                    slots, tokens, [call.first for call in calls], [call.keep for call in calls]
                 )
         except Exception:
             self._cache.forget(slots)
             raise
         return [
-            self._rows(row, call.logits) if end == len(call.ids) else None
-            for row, call, (_, end, _) in zip(logits, calls, plans, strict=True)
+            self._rows(row, call.logits) if call.end == len(call.ids) else None
+            for row, call in zip(logits, calls, strict=True)
         ]
+
+    def discard(self, call: RowsCall) -> None:
+        self._cache.clear(call.slot)
 
     def _rows(self, logits: torch.Tensor, raw: bool) -> torch.Tensor:
         cut = logits[:, : self.info.vocab_size].float()
@@ -124,17 +125,17 @@ class HFSequence:
     async def rows(self, ids: Ids, start: int, *, logits: bool = False) -> torch.Tensor:
         own = list(ids)
         slot = await self._place(own)
-        self.forwards += 1
-        rows: torch.Tensor = await self._model.engine.submit(RowsCall(self._model, slot, own, start, logits, _future()))
+        call = RowsCall(self._model, slot, own, start, logits, _future())
+        rows: torch.Tensor = await self._model.engine.submit(call)
+        self.forwards += call.passes
         return rows
 
     async def draft(self, ids: Ids, count: int, params: SamplingParams, eos: frozenset[int]) -> Draft:
         own = list(ids)
         slot = await self._place(own)
-        draft: Draft = await self._model.engine.submit(
-            DraftCall(self._model, slot, own, len(own), False, _future(), count, params, eos)
-        )
-        self.forwards += len(draft.tokens)
+        call = DraftCall(self._model, slot, own, len(own), False, _future(), count, params, eos)
+        draft: Draft = await self._model.engine.submit(call)
+        self.forwards += call.passes
         return draft
 
     async def _place(self, ids: list[int]) -> Slot:

@@ -11,13 +11,15 @@ from typing import Any, TypeVar
 import msgspec
 import torch
 
-from rl_onoff.errors import ConfigurationError, MissingDependency, PairMismatch, UnsupportedModel
+from rl_onoff.errors import ConfigurationError, LoadError, MissingDependency
 from rl_onoff.version import __version__
 from workers.backends.hf import load as loading
+from workers.backends.hf import vocabulary as vocabularies
 from workers.backends.hf.engine import Engine
 from workers.backends.hf.load import Loaded
 from workers.backends.hf.model import HFModel
-from workers.backends.hf.selfcheck import check_cache, noise_floors
+from workers.backends.hf.selfcheck import check_cache, memory_warnings, noise_floors
+from workers.backends.hf.vocabulary import kept_eos
 from workers.wire import ModelInfo, ModelSpec, PairInfo, WorkerSpec
 
 T = TypeVar("T")
@@ -31,7 +33,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`options` of a pair on this backend.
 
     float32_head: logits in float32 whatever the model's dtype. threads: torch's CPU threads (default: torch's own).
-    allow_extra_tokens: serve a pair of which one tokenizer has ids the other lacks; they are cut from both.
+    allow_extra_tokens: serve a pair of which one tokenizer has ids the other lacks; these are cut from both.
     strict: every pass takes the shape in which a row does not depend on how many tokens are computed with it, so that
     lookahead equals lock-step in half precision too. Costs what docs/lookahead.md measured.
     """
@@ -71,11 +73,10 @@ def load(spec: WorkerSpec) -> HFPair:
     if spec.b.adapter is not None:
         model, scopes = _with_adapter(a.model, spec.b.adapter)
         a, b = replace(a, model=model), replace(a, model=model)
-        warnings: list[str] = []
     else:
         b = loading.load_model(spec.b, **common)
-        warnings = compare_tokenizers(a.tokenizer, b.tokenizer, options.allow_extra_tokens)
-    vocab_size = min(len(a.tokenizer), len(b.tokenizer), _columns(a.model), _columns(b.model))
+    vocabulary = vocabularies.shared(a.tokenizer, b.tokenizer, options.allow_extra_tokens)
+    vocab_size = min(vocabulary.size, _columns(a.model), _columns(b.model))
     infos = [_info(spec, side, one, vocab_size) for side, one in (("a", a), ("b", b))]
     for one, info, scope in zip((a, b), infos, scopes, strict=True):
         with scope():
@@ -94,9 +95,9 @@ def load(spec: WorkerSpec) -> HFPair:
             version=__version__,
             a=infos[0],
             b=infos[1],
-            tokenizer=_tokenizer_json(a.tokenizer, spec.a),
+            tokenizer=vocabularies.tokenizer_json(a.tokenizer, spec.a.name),
             special_tokens={k: v for k, v in a.tokenizer.special_tokens_map.items() if isinstance(v, str)},
-            warnings=warnings,
+            warnings=[*vocabulary.warnings, *memory_warnings([a.model, b.model], infos, spec.sequences)],
             noise=noise,
         ),
         engine,
@@ -112,7 +113,10 @@ def _with_adapter(base: Any, adapter: str) -> tuple[Any, tuple[Callable[[], Abst
         raise MissingDependency.of("peft", "lora", "a LoRA adapter") from error
     if not Path(adapter).is_dir():
         raise ConfigurationError(f"there is no adapter folder {adapter}")
-    model = PeftModel.from_pretrained(base, adapter).eval().requires_grad_(False)
+    try:
+        model = PeftModel.from_pretrained(base, adapter).eval().requires_grad_(False)
+    except Exception as error:
+        raise LoadError(f"cannot load the adapter {adapter}: {error}") from error
     return model, (model.disable_adapter, nullcontext)
 
 
@@ -123,7 +127,7 @@ def _columns(model: Any) -> int:
 
 def _info(spec: WorkerSpec, side: str, loaded: Loaded, vocab_size: int) -> ModelInfo:
     model_spec: ModelSpec = spec.a if side == "a" else spec.b
-    max_len = spec.max_len or loading.context_length(loaded.model)
+    max_len = loading.context_length(loaded.model, spec.max_len)
     folders = [loaded.folder, *([Path(model_spec.adapter)] if model_spec.adapter else [])]
     return ModelInfo(
         name=model_spec.name,
@@ -135,34 +139,7 @@ def _info(spec: WorkerSpec, side: str, loaded: Loaded, vocab_size: int) -> Model
         vocab_size=vocab_size,
         logit_columns=_columns(loaded.model),
         max_len=max_len,
-        eos_ids=[i for i in loading.eos_ids(loaded.model, loaded.tokenizer) if i < vocab_size],
+        eos_ids=kept_eos(model_spec.name, loading.eos_ids(loaded.model, loaded.tokenizer), vocab_size),
         chat_template=loading.chat_template(loaded.tokenizer),
         parameters=sum(p.numel() for p in loaded.model.parameters()),
     )
-
-
-def compare_tokenizers(a: Any, b: Any, allow_extra: bool) -> list[str]:
-    """Raise PairMismatch at the first id that stands for different pieces; return what else differs."""
-    pieces_a, pieces_b = ({i: piece for piece, i in t.get_vocab().items()} for t in (a, b))
-    warnings = []
-    for i in sorted(pieces_a.keys() | pieces_b.keys()):
-        in_a, in_b = pieces_a.get(i), pieces_b.get(i)
-        if in_a == in_b:
-            continue
-        if in_a is not None and in_b is not None:
-            raise PairMismatch(f"the tokenizers differ: id {i} is {in_a!r} in A and {in_b!r} in B")
-        lacking, piece = ("A", in_b) if in_a is None else ("B", in_a)
-        found = f"the tokenizers differ: {lacking} has no id {i}, which is {piece!r} in the other"
-        if not allow_extra:
-            raise PairMismatch(f"{found}. options: {{allow_extra_tokens: true}} cuts such ids from both")
-        warnings.append(found)
-        break
-    return warnings
-
-
-def _tokenizer_json(tokenizer: Any, spec: ModelSpec) -> str:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise UnsupportedModel(f"model {spec.name} has no fast tokenizer (tokenizer.json)")
-    text: str = backend.to_str()
-    return text

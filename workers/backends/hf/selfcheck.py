@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -44,6 +45,27 @@ def check_cache(model: Any, info: ModelInfo) -> None:
         raise UnsupportedModel(
             f"model {info.name} ({kind}) cannot be run with a cache that rolls back: {error}"
         ) from error
+
+
+def memory_warnings(models: Sequence[Any], infos: Sequence[ModelInfo], sequences: int) -> list[str]:
+    """What an operator should know of the memory the caches may come to take: all slots grow with the longest."""
+    need = 0
+    for model, info in zip(models, infos, strict=True):
+        config = model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        per_token = 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize
+        need += per_token * info.max_len * sequences
+    if infos[0].device.startswith("cuda"):
+        free = torch.cuda.mem_get_info(infos[0].device)[0]
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if need <= free:
+        return []
+    return [
+        f"{sequences} sequences of {infos[0].max_len} tokens would take {need / 1e9:.0f} GB of key-value cache, and "
+        f"{free / 1e9:.0f} GB are free: set `sequences` or `max_len` lower, or long requests may fail"
+    ]
 
 
 @torch.inference_mode()

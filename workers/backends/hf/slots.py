@@ -25,9 +25,10 @@ class Slot:
 
     def shared_prefix(self, ids: list[int]) -> int:
         """How many leading tokens of `ids` the slot holds."""
-        held = self.ids
-        limit = min(len(held), len(ids))
-        if held[:limit] == ids[:limit]:
+        limit = min(len(self.ids), len(ids))
+        held = self.ids[:limit]  # a copy: the engine's thread may change the slot's own meanwhile
+        limit = len(held)
+        if held == ids[:limit]:
             return limit
         return next(i for i in range(limit) if held[i] != ids[i])
 
@@ -59,11 +60,16 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         self.is_initialized = True
 
     def grow(self, capacity: int) -> None:
-        if self.is_initialized:
+        """Nothing is changed unless both fit; a layer that has grown already is left alone."""
+        if self.is_initialized and capacity > self.keys.shape[2]:
             more = capacity - self.keys.shape[2]
-            self.keys, self.values = (
-                torch.nn.functional.pad(states, (0, 0, 0, more)) for states in (self.keys, self.values)
-            )
+            keys, values = (torch.nn.functional.pad(states, (0, 0, 0, more)) for states in (self.keys, self.values))
+            self.keys, self.values = keys, values
+
+    def clear(self, slot: int) -> None:
+        if self.is_initialized:
+            self.keys[slot] = 0
+            self.values[slot] = 0
 
     def copy(self, source: int, target: int, length: int) -> None:
         if self.is_initialized:
@@ -173,12 +179,19 @@ class SlotCache:
         for slot in slots:
             slot.ids = []
 
+    def clear(self, slot: Slot) -> None:
+        """Nothing a sequence left behind may reach another: masked away or not, NaN times 0 is NaN."""
+        slot.ids = []
+        for layer in self._layers:
+            layer.clear(slot.index)
+
     def _reserve(self, length: int) -> None:
         if length > self.capacity:
             wanted = max(length, 2 * self.capacity, 4 * _BUCKET)
-            self.capacity = max(length, min(-(-wanted // _BUCKET) * _BUCKET, self.max_len + _BUCKET))
+            capacity = max(length, min(-(-wanted // _BUCKET) * _BUCKET, self.max_len + _BUCKET))
             for layer in self._layers:
-                layer.grow(self.capacity)
+                layer.grow(capacity)
+            self.capacity = capacity  # only now: memory may have run out half-way
 
     def _masks(self, positions: torch.Tensor, length: int) -> Any:
         keys = torch.arange(length, device=self.device)

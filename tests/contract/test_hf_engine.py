@@ -1,0 +1,150 @@
+"""The engine and the cache under what goes wrong: failing passes, NaN, growth, cancellation, the end."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+import torch
+
+from rl_onoff.errors import InternalError, InvalidField, ShuttingDown
+from tests.contract import tiny
+from tests.contract.conftest import Case, spec
+from tests.contract.test_backend import GREEDY, gap, tokens
+from workers.backends import load_pair
+from workers.backends.hf.slots import SlotCache, _SlotLayer
+from workers.wire import Generate, SamplingParams, Score, SwitchGenerate
+
+
+def cache(case: Case) -> SlotCache:
+    held: SlotCache = case.pair.a._cache  # type: ignore[attr-defined]
+    return held
+
+
+async def rows_are_right(case: Case, ids: list[int]) -> None:
+    want = case.plain_rows(case.plain_a, ids)
+    async with case.pair.a.sequence() as sequence:
+        assert gap(await sequence.rows(ids, 1), want) < 1e-5
+        assert gap(await sequence.rows(ids[:-3], 1), want[:-3]) < 1e-5
+
+
+async def test_a_growing_cache_keeps_what_it_holds(llama: Case, monkeypatch: Any) -> None:
+    monkeypatch.setattr("workers.backends.hf.slots._BUCKET", 4)
+    ids = llama.prompt(120)
+    want = llama.plain_rows(llama.plain_a, ids)
+    capacities = set()
+    async with llama.pair.a.sequence() as sequence:
+        for end in range(10, 121):
+            assert gap(await sequence.rows(ids[:end], end), want[end - 1 : end]) < 1e-5
+            capacities.add(cache(llama).capacity)
+    assert len(capacities) > 3
+
+
+async def test_memory_that_runs_out_half_way_is_no_lasting_harm(llama: Case, monkeypatch: Any) -> None:
+    monkeypatch.setattr("workers.backends.hf.slots._BUCKET", 4)
+    await rows_are_right(llama, llama.prompt(10))
+    grow, left = _SlotLayer.grow, [2]
+
+    def failing(layer: _SlotLayer, capacity: int) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise torch.OutOfMemoryError("simulated")
+        grow(layer, capacity)
+
+    monkeypatch.setattr(_SlotLayer, "grow", failing)
+    async with llama.pair.a.sequence() as sequence:
+        with pytest.raises(torch.OutOfMemoryError):
+            await sequence.rows(llama.prompt(100), 1)
+    monkeypatch.setattr(_SlotLayer, "grow", grow)
+    await rows_are_right(llama, llama.prompt(100))
+
+
+async def test_a_pass_that_fails_is_forgotten(llama: Case, monkeypatch: Any) -> None:
+    ids = llama.prompt(30)
+    layer = cache(llama)._layers[2]
+    update, calls = layer.update, [0]
+
+    def failing(keys: torch.Tensor, values: torch.Tensor, *rest: Any, **more: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 2:
+            raise RuntimeError("simulated")
+        return update(keys, values, *rest, **more)
+
+    monkeypatch.setattr(layer, "update", failing)
+    async with llama.pair.a.sequence() as sequence:
+        await sequence.rows(ids[:10], 10)
+        with pytest.raises(RuntimeError, match="simulated"):
+            await sequence.rows(ids, 11)
+        assert gap(await sequence.rows(ids, 5), llama.plain_rows(llama.plain_a, ids)[4:]) < 1e-5
+
+
+async def test_nan_fails_its_own_job_and_stays_in_no_slot(llama: Case) -> None:
+    """Every slot is poisoned once; the jobs that meet it fail, those after them do not."""
+    jobs = [Generate("a", llama.prompt(8, i), 5, GREEDY, ignore_eos=True) for i in range(4)]
+    wanted = [await tokens(llama, job) for job in jobs]
+    with torch.inference_mode():
+        for layer in cache(llama)._layers:
+            layer.keys[:, :, :4] = float("nan")
+    failed = await asyncio.gather(*(tokens(llama, job) for job in jobs), return_exceptions=True)
+    assert any(isinstance(result, InternalError) for result in failed)
+    for _ in range(4):
+        await asyncio.gather(*(tokens(llama, job) for job in jobs), return_exceptions=True)
+    assert [(await tokens(llama, job))[0] for job in jobs] == [want[0] for want in wanted]
+
+
+async def test_a_draw_that_fails_fails_alone(llama: Case, monkeypatch: Any) -> None:
+    from workers import sampling
+
+    def choose(rows: Any, params: SamplingParams, positions: Any) -> list[int]:
+        if params.seed == 2:
+            raise RuntimeError("simulated")
+        return sampling.choose(rows, params, positions)
+
+    monkeypatch.setattr("workers.backends.hf.calls.choose", choose)
+    policy = {"kind": "always_a"}
+    jobs = [SwitchGenerate(llama.prompt(5), 10, SamplingParams(seed=i), policy, ignore_eos=True) for i in range(4)]
+    results = await asyncio.gather(*(tokens(llama, job) for job in jobs), return_exceptions=True)
+    assert [isinstance(result, RuntimeError) for result in results] == [False, False, True, False]
+
+
+async def test_drafting_neighbours_hold_nobody_up(llama: Case) -> None:
+    """Passes until a prefill and a score are answered while another sequence drafts without end."""
+    drafting = SwitchGenerate(llama.prompt(5), 240, GREEDY, {"kind": "always_a"}, ignore_eos=True, lookahead=16)
+    neighbour = asyncio.create_task(tokens(llama, drafting))
+    await asyncio.sleep(0.05)
+    for job, most in (
+        (Generate("a", llama.prompt(30, 3), 1, GREEDY), 6),
+        (Score("a", llama.prompt(30, 4), 1), 6),
+    ):
+        before = llama.pair.steps
+        await tokens(llama, job)
+        assert llama.pair.steps - before <= most
+    assert not neighbour.done()
+    neighbour.cancel()
+
+
+async def test_a_context_is_never_exceeded(llama: Case) -> None:
+    with pytest.raises(InvalidField, match="256 in all at most"):
+        await tokens(llama, Generate("a", llama.prompt(250), 7, GREEDY))
+    got, _, _ = await tokens(llama, Generate("a", llama.prompt(250), 6, GREEDY, ignore_eos=True))
+    assert got == llama.plain_greedy(llama.plain_a, llama.prompt(250), 6)
+
+
+async def test_a_long_prefill_counts_every_pass(llama: Case, monkeypatch: Any) -> None:
+    monkeypatch.setattr("workers.backends.hf.model.PREFILL_CHUNK", 16)
+    async with llama.pair.a.sequence() as sequence:
+        await sequence.rows(llama.prompt(100), 100)
+        assert sequence.forwards == 7
+
+
+async def test_calls_at_the_end_are_refused(folders: dict[str, Any]) -> None:
+    pair = load_pair(spec(*folders["llama"]))
+    async with pair.a.sequence() as sequence:
+        pending = [asyncio.create_task(sequence.rows([3] * tiny.MAX_LEN, 1)) for _ in range(1)]
+        await asyncio.sleep(0)
+        await pair.close()
+        with pytest.raises(ShuttingDown):
+            await sequence.rows([3], 1)
+        results = await asyncio.gather(*pending, return_exceptions=True)
+    assert all(isinstance(result, ShuttingDown) or len(result) == tiny.MAX_LEN for result in results)
