@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from rl_onoff.errors import ConfigurationError
@@ -31,6 +31,11 @@ class ModelConfig(_Section):
     revision: str | None = None
     dtype: str = "auto"
     device: str = "auto"
+
+    @field_validator("path", "adapter")
+    @classmethod
+    def _at_home(cls, source: str | None) -> str | None:
+        return None if source is None else os.path.expanduser(source)
 
 
 class PairConfig(_Section):
@@ -177,9 +182,18 @@ def _read(path: Path) -> dict[str, Any]:
         for side in ("a", "b"):
             model = pair.get(side) if isinstance(pair, dict) else None
             for key in ("path", "adapter"):
-                if isinstance(model, dict) and isinstance(model.get(key), str) and (path.parent / model[key]).exists():
-                    model[key] = str((path.parent / model[key]).resolve())
+                if isinstance(model, dict) and isinstance(model.get(key), str):
+                    model[key] = _beside(path, model[key])
     return document
+
+
+def _beside(file: Path, source: str) -> str:
+    """`source` as lying beside the file, if it or the folder it is said to lie in does."""
+    beside = file.parent / source
+    parts = Path(source).parts
+    return (
+        str(beside.resolve()) if beside.exists() or (len(parts) > 1 and (file.parent / parts[0]).is_dir()) else source
+    )
 
 
 def _validated(kind: type[Settings], values: dict[str, Any], source: str) -> Settings:

@@ -22,6 +22,7 @@ from rl_onoff.errors import (
     NotFound,
     OnOffError,
 )
+from rl_onoff.schemas import FIELD_ERROR
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -100,6 +101,8 @@ def _path(finding: Mapping[str, Any], body: Any) -> str:
     missing = finding["type"] == "missing"
     if last is not None and (missing or (isinstance(here, dict) and last in here) or isinstance(last, int)):
         parts.append(str(last))
+    if finding["type"] == FIELD_ERROR:  # found where several fields meet, and the fault of one
+        parts.append(finding["ctx"]["field"])
     return ".".join(part[:_MAX_NAME].encode("utf-8", "replace").decode() for part in parts)
 
 
@@ -109,6 +112,8 @@ def _message(finding: Mapping[str, Any]) -> str:
             return str(finding["msg"]).removeprefix("Value error, ")
         case "union_tag_invalid":  # pydantic's message holds the value
             return f"must be one of {finding['ctx']['expected_tags']}"
+        case "union_tag_not_found":
+            return f"{str(finding['ctx']['discriminator']).strip(chr(39))} is required"
         case "extra_forbidden":
             return "there is no such field"
         case "missing":

@@ -14,20 +14,25 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.config import Limits
 from app.errors import ProblemResponse
 from app.services.drain import Drain
-from rl_onoff.errors import HeadersTooLarge, InternalError, OnOffError, PayloadTooLarge, RequestTimeout
+from app.watch import ClientStalled
+from rl_onoff.errors import HeadersTooLarge, InternalError, OnOffError, PayloadTooLarge, RequestTimeout, ShuttingDown
 
 logger = logging.getLogger("rl_onoff.service")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 #: Answered even while the service drains.
-_ALWAYS = frozenset({"/health", "/ready"})
+_ALWAYS = frozenset({"/health", "/ready", "/metrics"})
 
 
 class Boundary:
-    """Every response carries a request id; whatever escapes the application becomes a problem, logged by that id."""
+    """Every response carries a request id; whatever escapes the application becomes a problem, logged by that id.
 
-    def __init__(self, app: ASGIApp) -> None:
+    A client that takes nothing for `send_seconds` is not waited for.
+    """
+
+    def __init__(self, app: ASGIApp, send_seconds: float) -> None:
         self._app = app
+        self._send_seconds = send_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -36,6 +41,12 @@ class Boundary:
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(12)
         scope.setdefault("state", {})["request_id"] = request_id
+        try:
+            await self._answered(scope, receive, send, request_id)
+        except ClientStalled as stalled:  # the server closes what has no end
+            logger.info("request %s: %s", request_id, stalled)
+
+    async def _answered(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         started = False
 
         async def send_with_id(message: Message) -> None:
@@ -43,12 +54,18 @@ class Boundary:
             if message["type"] == "http.response.start":
                 started = True
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
-            await send(message)
+            try:
+                async with asyncio.timeout(self._send_seconds):
+                    await send(message)
+            except TimeoutError:
+                raise ClientStalled(f"the client read nothing for {self._send_seconds:g} s") from None
 
         try:
             await self._app(scope, receive, send_with_id)
         except OnOffError as refused:  # raised by the middleware below
             await ProblemResponse(refused, scope)(scope, receive, send_with_id)
+        except ClientStalled:
+            raise
         except Exception:
             logger.exception("request %s failed", request_id)
             if started:
@@ -86,11 +103,7 @@ class Admission:
             nonlocal received, complete
             if complete:
                 return await receive()  # only a disconnect can come
-            try:
-                async with asyncio.timeout_at(deadline):
-                    message = await receive()
-            except TimeoutError:
-                raise RequestTimeout(f"the body did not arrive within {self._limits.body_seconds:g} s") from None
+            message = await self._part(receive, deadline)
             received += len(message.get("body", b""))
             if received > self._limits.body_bytes:
                 raise self._too_large()
@@ -98,6 +111,22 @@ class Admission:
             return message
 
         return limited
+
+    async def _part(self, receive: Receive, deadline: float) -> Message:
+        """The next part of the body, if it comes before the deadline and the end of the drain."""
+        receiving = asyncio.ensure_future(receive())
+        expired = asyncio.create_task(self._drain.expired.wait())
+        left = deadline - asyncio.get_running_loop().time()
+        try:
+            await asyncio.wait({receiving, expired}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if receiving.done():
+                return receiving.result()
+            if expired.done():
+                raise ShuttingDown("the service is shutting down", retry_after=5)
+            raise RequestTimeout(f"the body did not arrive within {self._limits.body_seconds:g} s")
+        finally:
+            receiving.cancel()
+            expired.cancel()
 
     def _too_large(self) -> PayloadTooLarge:
         return PayloadTooLarge(f"the body exceeds {self._limits.body_bytes} bytes", limit=self._limits.body_bytes)

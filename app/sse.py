@@ -21,7 +21,7 @@ from app.config import Settings
 from app.errors import problem
 from app.services.drain import Drain
 from app.services.events import Event
-from app.watch import disconnected
+from app.watch import ClientStalled, disconnected
 from rl_onoff.errors import InternalError, OnOffError, ShuttingDown
 
 logger = logging.getLogger("rl_onoff.service")
@@ -59,7 +59,7 @@ async def _rejoined(first: asyncio.Task[Event], events: AsyncGenerator[Event, No
 
 
 class EventStream(Response):
-    """Sends events as they come. A client that leaves, or reads nothing for too long, closes the source at once."""
+    """Sends events as they come. A client that leaves, or that the boundary gives up on, closes the source at once."""
 
     media_type = "text/event-stream"
 
@@ -75,8 +75,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def write(data: bytes) -> None:
-            async with asyncio.timeout(self._settings.send_seconds):
-                await send({"type": "http.response.body", "body": data, "more_body": True})
+            await send({"type": "http.response.body", "body": data, "more_body": True})
 
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         pump = asyncio.create_task(self._pump(scope, write))
@@ -109,8 +108,8 @@ class EventStream(Response):
                     await write(event.encode())
         except OnOffError as error:
             final = error
-        except TimeoutError:
-            raise  # the client's doing: nothing more can be sent
+        except ClientStalled:
+            raise  # nothing more can be sent
         except Exception:
             logger.exception("request %s failed in its stream", scope["state"]["request_id"])
             final = InternalError("the service failed on this request; its log tells why under this request id")
@@ -125,7 +124,7 @@ class EventStream(Response):
         return f"event: error\ndata: {data}\n\n".encode()
 
     async def _ping(self, write: Any) -> None:
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(ClientStalled):
             while True:
                 await asyncio.sleep(self._settings.ping_seconds)
                 await write(_PING)

@@ -19,6 +19,10 @@ class ClientGone(Exception):
     """Nobody is left to answer."""
 
 
+class ClientStalled(TimeoutError):
+    """The client reads nothing: its answer cannot be sent."""
+
+
 async def disconnected(receive: Receive) -> None:
     """Returns when the client is gone. Only after the body was read whole."""
     while (await receive())["type"] != "http.disconnect":

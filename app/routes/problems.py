@@ -22,7 +22,6 @@ PROBLEMS = _documented(
     (413, "The body is too large"),
     (415, "Not JSON by its content type, or compressed"),
     (422, "A field is wrong: which, and why"),
-    (429, "The queue is full (Retry-After)"),
     (431, "The headers are too large"),
     (500, "The service failed"),
     (503, "The worker is starting, was lost, or the service is shutting down (Retry-After)"),

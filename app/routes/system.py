@@ -5,10 +5,12 @@ from __future__ import annotations
 import platform
 from html import escape
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 
 from app.deps import Service, ServiceDep
+from app.docs import docs_page
+from app.page import page
 from rl_onoff.schemas import HealthResponse, ModelsResponse, ReadyResponse, VersionResponse
 from rl_onoff.version import __version__
 
@@ -49,6 +51,11 @@ async def get_metrics(service: ServiceDep) -> Response:
     return Response(service.supervisor.telemetry.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
+@router.get("/docs", include_in_schema=False)
+async def get_docs(request: Request) -> HTMLResponse:
+    return HTMLResponse(docs_page(request.app.openapi()))
+
+
 @router.get("/", include_in_schema=False)
 async def get_page(service: ServiceDep) -> HTMLResponse:
     return HTMLResponse(_page(service))
@@ -61,20 +68,14 @@ def _page(service: Service) -> str:
         f"<td>{escape(card.backend)}</td><td>{card.vocab_size or ''}</td><td>{card.state}</td></tr>"
         for card in cards
     )
-    links = " ".join(f'<a href="{path}">{path}</a>' for path in ("/docs", "/models", "/ready", "/version", "/metrics"))
-    return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>rl-onoff</title>
-<style>
-:root {{ color-scheme: light dark }}
-body {{ font: 16px/1.5 system-ui; max-width: 44rem; margin: 3rem auto; padding: 0 1rem }}
-td, th {{ padding: .2rem 1rem .2rem 0; text-align: left }}
-</style>
-<h1>rl-onoff {escape(__version__)}</h1>
+    links = " ".join(f'<a href="{path}">{path}</a>' for path in ("/models", "/ready", "/version", "/metrics"))
+    return page(
+        "rl-onoff",
+        f"""<h1>rl-onoff {escape(__version__)}</h1>
 <p>Two models that share a tokenizer, token by token: what each writes (<code>POST /generate</code>), what each believes
 (<code>/distributions</code>), how far apart they are (<code>/divergence</code>), and what they write together when B
 leads only where they differ (<code>/switch-generate</code>).</p>
+<p>The API: <a href="/docs">/docs</a> for reading, <a href="/openapi.json">/openapi.json</a> for programs.</p>
 <table><tr><th>Pair<th>Side<th>Model<th>Backend<th>Vocabulary<th>State</tr>{rows}</table>
-<p>{links}</p>
-</html>
-"""
+<p>{links}</p>""",
+    )

@@ -147,8 +147,9 @@ def _summary(measured: _Measured) -> DivergenceSummary:
 def _statistics(column: Column) -> StatisticsOut:
     values: dict[str, Any] = asdict(summary.statistics(column))
     values["percentiles"] = {name: finite(cut) for name, cut in values["percentiles"].items()}
-    for name in ("mean", "min", "max"):
-        values[name] = value if math.isfinite(value := values[name]) else None
+    values |= {name: finite(values[name]) for name in ("min", "max")}
+    if not math.isfinite(values["mean"]):  # of infinities of both signs there is none
+        values["mean"] = None
     return StatisticsOut(**values)
 
 

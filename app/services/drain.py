@@ -8,13 +8,17 @@ from contextlib import contextmanager
 
 from rl_onoff.errors import ShuttingDown
 
+#: For what had its time to be told so.
+_LAST_WORDS_SECONDS = 0.5
+
 
 class Drain:
-    """Counts the requests in hand. `expired` is set when they have had their time."""
+    """Counts the requests in hand. `expired` is set when they have had their time, `hurried` if asked for twice."""
 
     def __init__(self) -> None:
         self.draining = False
         self.expired = asyncio.Event()
+        self.hurried = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self.active = 0
@@ -39,5 +43,5 @@ class Drain:
         idle, expired = asyncio.create_task(self._idle.wait()), asyncio.create_task(self.expired.wait())
         await asyncio.wait({idle, expired}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         self.expired.set()
-        await asyncio.wait({idle}, timeout=1)
+        await asyncio.wait({idle}, timeout=_LAST_WORDS_SECONDS)
         idle.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shutil
 import tempfile
 import time
@@ -18,7 +19,7 @@ from app.config import ModelConfig, PairConfig, Settings
 from app.services.link import Link
 from app.services.telemetry import Meter, Telemetry
 from app.services.text import Codec
-from rl_onoff.errors import LoadError, OnOffError, ServiceError, WorkerUnavailable, from_problem
+from rl_onoff.errors import LoadError, OnOffError, WorkerUnavailable, from_problem
 from workers.launch.local import COMMAND, LocalWorker
 from workers.wire import ModelSpec, PairInfo, WorkerSpec
 
@@ -33,11 +34,14 @@ _BACKOFF = (0.0, 0.5, 1.0, 2.0)
 _MAX_DEATHS = 6
 _DEATHS_WINDOW = 600.0
 
+_PREFIX = "rl-onoff-"
+#: A socket's path ends in the pair's name and "/.123456"; the system takes 107 bytes, elsewhere 103.
+_NUMBER_BYTES = 8
+_SOCKET_PATH_BYTES = 100
 
-class CrashLoop(ServiceError):
-    """A worker dies again and again: the service ends rather than pretend."""
 
-    slug, title = "crash-loop", "A worker keeps dying"
+class CrashLoop(Exception):
+    """A worker dies again and again: the service ends rather than pretend. No request is ever told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,10 @@ class PairWorker:
         self._loaded = None
         if self._process is not None:
             await self._process.stop(grace)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
 
     async def _live(self) -> int:
         """One life: start, wait until ready, watch until it ends."""
@@ -194,7 +202,7 @@ class Supervisor:
         self.pairs: dict[str, PairWorker] = {}
 
     async def start(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="rl-onoff-"))  # 0700
+        self._folder = _socket_folder(max(len(config.name) for config in self._settings.pairs))
         for config in self._settings.pairs:
             self.pairs[config.name] = PairWorker(config, self._settings, self._folder, self._command, self.telemetry)
         self._tasks = [asyncio.create_task(pair.run()) for pair in self.pairs.values()]
@@ -226,6 +234,11 @@ class Supervisor:
         for task in done:
             task.result()
 
+    def kill(self) -> None:
+        """While `stop` waits: wait no longer."""
+        for pair in self.pairs.values():
+            pair.kill()
+
     async def stop(self, grace: float) -> None:
         """Every worker gone, the folder too."""
         for task in self._tasks:
@@ -234,6 +247,20 @@ class Supervisor:
         await asyncio.gather(*(pair.stop(grace) for pair in self.pairs.values()))
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _socket_folder(longest_name: int) -> Path:
+    """A new private folder (0700) for unix sockets, whose paths must be short."""
+    try:
+        folder = tempfile.mkdtemp(prefix=_PREFIX)
+        if len(os.fsencode(folder)) + longest_name + _NUMBER_BYTES > _SOCKET_PATH_BYTES:
+            os.rmdir(folder)
+            folder = tempfile.mkdtemp(prefix=_PREFIX, dir="/tmp")
+    except OSError as error:
+        raise LoadError(
+            f"no folder for the workers' sockets can be made: {error}; TMPDIR names another place"
+        ) from error
+    return Path(folder)
 
 
 def _spec(pair: PairConfig, socket: str) -> WorkerSpec:

@@ -93,6 +93,8 @@ def _response(
         usage=total_usage(len(ids), [generation]),
         receipt=Receipt(
             version=__version__,
+            a=served.names[0],
+            b=served.names[1],
             a_fingerprint=a.fingerprint,
             b_fingerprint=b.fingerprint,
             prompt_ids=ids,

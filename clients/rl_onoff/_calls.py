@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -10,6 +10,8 @@ from pydantic import BaseModel, ValidationError
 
 from rl_onoff.errors import InvalidField, ServiceError
 from rl_onoff.fields import ItemLike, SamplingFields
+from rl_onoff.findings import describe, message
+from rl_onoff.policy import Policy
 from rl_onoff.schemas import (
     DistributionsRequest,
     DivergenceRequest,
@@ -56,21 +58,21 @@ def generate(prompt: str | None, fields: Mapping[str, Any], *, stream: bool) -> 
 def switch_generate(prompt: str | None, fields: Mapping[str, Any], *, stream: bool) -> Call:
     """`POST /switch-generate`."""
     values = _prompted(prompt, fields, stream=stream)
-    if isinstance(policy := values.get("policy"), BaseModel):
+    if isinstance(policy := values.get("policy"), Policy):
         # `kind` has a default in Python but is what tells policies apart in JSON.
-        values["policy"] = {"kind": policy.kind, **policy.model_dump(exclude_unset=True)}  # type: ignore[attr-defined]
+        values["policy"] = {"kind": policy.kind, **policy.model_dump(exclude_unset=True)}
     return _post("/switch-generate", _build(SwitchRequest, values), stream=stream)
 
 
 def distributions(items: Sequence[ItemLike], fields: Mapping[str, Any], *, full: bool) -> Call:
     """`POST /distributions`."""
-    request = _build(DistributionsRequest, {**fields, "items": list(items)})
+    request = _build(DistributionsRequest, _scored(items, fields))
     return Call("POST", "/distributions", _body(request), SAFETENSORS if full else JSON)
 
 
 def divergence(items: Sequence[ItemLike], fields: Mapping[str, Any]) -> Call:
     """`POST /divergence`."""
-    return _post("/divergence", _build(DivergenceRequest, {**fields, "items": list(items)}))
+    return _post("/divergence", _build(DivergenceRequest, _scored(items, fields)))
 
 
 def parse(cls: type[ResponseT], content: bytes | str) -> ResponseT:
@@ -78,7 +80,9 @@ def parse(cls: type[ResponseT], content: bytes | str) -> ResponseT:
     try:
         return cls.model_validate_json(content)
     except ValidationError as error:
-        raise ServiceError(f"the answer is no {cls.__name__}: {_message(error.errors()[0])}") from error
+        found = error.errors()[0]
+        where = ".".join(str(step) for step in found["loc"])
+        raise ServiceError(f"the answer is no {cls.__name__}: " + _joined(where, message(found))) from error
 
 
 def _post(path: str, request: Request, *, stream: bool = False) -> Call:
@@ -94,10 +98,13 @@ def _prompted(prompt: str | None, fields: Mapping[str, Any], *, stream: bool) ->
     """The fields of a generation, with those of `Sampling` gathered under `sampling`."""
     values = dict(fields)
     direct = {name: values.pop(name) for name in SamplingFields.__annotations__ if name in values}
-    sampling = values.get("sampling", {})
-    if direct:
-        given = sampling.model_dump(exclude_unset=True) if isinstance(sampling, Sampling) else sampling
-        values["sampling"] = {**given, **direct}
+    sampling = values.pop("sampling", None)
+    if isinstance(sampling, Sampling):
+        sampling = sampling.model_dump(exclude_unset=True)
+    if not isinstance(sampling, Mapping | None):
+        raise InvalidField(f"must be a Sampling or its fields by name, not {_kind(sampling)}", field="sampling")
+    if sampling is not None or direct:
+        values["sampling"] = {**(sampling or {}), **direct}
     if prompt is not None:
         values["prompt"] = prompt
     if stream:
@@ -105,22 +112,40 @@ def _prompted(prompt: str | None, fields: Mapping[str, Any], *, stream: bool) ->
     return values
 
 
+def _scored(items: Sequence[ItemLike], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a request about items."""
+    if isinstance(items, str | bytes | Mapping | BaseModel) or not isinstance(items, Iterable):
+        raise InvalidField(f"must be a list of items, not {_kind(items)}", field="items")
+    return {**fields, "items": list(items)}
+
+
 def _build(cls: type[RequestT], values: dict[str, Any]) -> RequestT:
+    plain = {name: _plain(value) for name, value in values.items()}
     try:
-        return cls.model_validate(values)
+        return cls.model_validate(plain)
     except ValidationError as error:
         # Without the input: a prompt has no place in a log.
-        found = [{"field": _path(each), "message": _reason(each)} for each in error.errors(include_input=False)]
-        raise InvalidField("; ".join(_message(each) for each in error.errors()), errors=found) from None
+        found = describe(error.errors(include_input=False), plain)
+        detail = "; ".join(_joined(each["field"], each["message"]) for each in found)
+        raise InvalidField(detail, errors=found) from None
 
 
-def _path(error: Any) -> str:
-    return ".".join(str(part) for part in error["loc"])
+def _plain(value: Any) -> Any:
+    """What JSON has a form for: arrays and their scalars by `tolist` (numpy, torch, jax, pandas), tuples as lists."""
+    match value:
+        case str() | int() | None | BaseModel() | bytes():
+            return value
+        case list() | tuple() | range():
+            return [_plain(each) for each in value]
+        case Mapping():
+            return {name: _plain(each) for name, each in value.items()}
+    tolist = getattr(value, "tolist", None)
+    return _plain(tolist()) if callable(tolist) and not isinstance(value, type) else value
 
 
-def _reason(error: Any) -> str:
-    return str(error["msg"]).removeprefix("Value error, ")
+def _joined(field: str, reason: str) -> str:
+    return f"{field}: {reason}" if field else reason
 
 
-def _message(error: Any) -> str:
-    return ": ".join(filter(None, (_path(error), _reason(error))))
+def _kind(value: object) -> str:
+    return type(value).__name__

@@ -7,8 +7,9 @@
         print(result.text, result.leads, result.b_fraction)
 
 Keyword arguments are the fields of the requests in `rl_onoff.schemas`; those of `Sampling` may be given directly.
-Every failure is an `rl_onoff.errors.OnOffError`. Connections that fail and requests that the service turns away for now
-(429, 503) are tried again, `max_retries` times, as long as no answer has begun.
+Every failure is an `rl_onoff.errors.OnOffError`. As long as no answer has begun, a service that is busy, starting or
+cannot be reached is asked again for `retry_seconds`, and a request whose connection or worker was lost is sent again
+`max_retries` times.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ import httpx
 
 from rl_onoff import _calls
 from rl_onoff._calls import get, parse
-from rl_onoff._http import AsyncSession, Backoff, Session, Settings
+from rl_onoff._http import AsyncSession, Session, Settings
+from rl_onoff._retry import Backoff
 from rl_onoff.errors import ServiceError
 from rl_onoff.fields import DistributionsFields, DivergenceFields, GenerateFields, ItemLike, SwitchFields
 from rl_onoff.schemas import (
@@ -61,6 +63,11 @@ class Client:
 
     `timeout` is how many seconds the service may be silent before an answer (a long generation is), `stream_timeout`
     between two bytes of a stream (the service sends one every 15 s at least).
+
+    A service that turns a request away (429, 503) or takes no connection is asked again for `retry_seconds`, with waits
+    of up to 8 s, or of its Retry-After where that is longer; it is not waited for beyond that time. A request whose
+    connection was reset before the answer's head, or that lost its worker or ran out of memory, is sent again
+    `max_retries` times. `max_retries=0` asks once, whatever happens.
     """
 
     def __init__(
@@ -71,9 +78,10 @@ class Client:
         timeout: float | None = 600.0,
         stream_timeout: float | None = 60.0,
         max_retries: int = 2,
+        retry_seconds: float = 60.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        settings = Settings(base_url, api_key, timeout, stream_timeout, Backoff(max_retries))
+        settings = Settings(base_url, api_key, timeout, stream_timeout, Backoff(max_retries, retry_seconds))
         self._session = Session(settings, transport)
 
     def __enter__(self) -> Self:
@@ -179,9 +187,10 @@ class AsyncClient:
         timeout: float | None = 600.0,
         stream_timeout: float | None = 60.0,
         max_retries: int = 2,
+        retry_seconds: float = 60.0,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        settings = Settings(base_url, api_key, timeout, stream_timeout, Backoff(max_retries))
+        settings = Settings(base_url, api_key, timeout, stream_timeout, Backoff(max_retries, retry_seconds))
         self._session = AsyncSession(settings, transport)
 
     async def __aenter__(self) -> Self:

@@ -225,7 +225,8 @@ def from_problem(problem: dict[str, Any], *, retry_after: float | None = None) -
     """The exception a problem stands for.
 
     A type this version does not know becomes a `RequestError` or `ServiceError` by its status, so an older SDK
-    still raises something it can handle. `retryable` of the problem wins over the class's.
+    still raises something it can handle. `retryable` of the problem wins over the class's; `retry_after`, the header's,
+    over the problem's member of that name, which is all that the error of a stream has.
     """
     known = {"type", "title", "status", "detail", "instance", "request_id", "retryable"}
     slug = str(problem.get("type", "")).removeprefix(PROBLEM_PREFIX)
@@ -237,10 +238,14 @@ def from_problem(problem: dict[str, Any], *, retry_after: float | None = None) -
         error,
         str(problem.get("detail") or problem.get("title") or f"HTTP {status}"),
         request_id=problem.get("request_id"),
-        retry_after=retry_after,
+        retry_after=_seconds(problem.get("retry_after")) if retry_after is None else retry_after,
     )
     error.extensions = {key: value for key, value in problem.items() if key not in known}
     # A problem may come from a newer service: its own status and retryability are the truth, not our class's.
     error.status = status  # type: ignore[misc]
     error.retryable = bool(problem.get("retryable", cls.retryable))  # type: ignore[misc]
     return error
+
+
+def _seconds(value: Any) -> float | None:
+    return float(value) if type(value) in (int, float) and 0 <= value <= 1e9 else None

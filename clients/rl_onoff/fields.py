@@ -1,16 +1,23 @@
 """The keyword arguments of the client's methods: the fields of `rl_onoff.schemas`' requests, as types.
 
-Wherever a field is a model (`Sampling`, a policy, an item, a message), a plain dictionary of its fields will do.
+Wherever a field is a model (`Sampling`, a policy, an item, a message), a plain dictionary of its fields will do;
+wherever it is a list or a number, a tuple, an array or a number of numpy's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Required, TypedDict
+
+import numpy as np
+import numpy.typing as npt
 
 from rl_onoff.policy import Policy
 from rl_onoff.schemas import Item, Message, RowDtype, RowKind, Sampling
 
+Integer = int | np.integer[Any]
+Real = float | Integer | np.floating[Any]
+IdsLike = Sequence[Integer] | npt.NDArray[np.integer[Any]]
 MessageLike = Message | Mapping[str, str]
 ItemLike = Item | Mapping[str, Any]
 PolicyLike = Policy | Mapping[str, Any]
@@ -19,14 +26,14 @@ PolicyLike = Policy | Mapping[str, Any]
 class SamplingFields(TypedDict, total=False):
     """The fields of `Sampling`, which may be given directly; they win over the same field of `sampling`."""
 
-    max_tokens: int
-    temperature: float
-    top_p: float
-    top_k: int
-    min_p: float
-    seed: int | None
-    stop: list[str] | str | None
-    n: int
+    max_tokens: Integer
+    temperature: Real
+    top_p: Real
+    top_k: Integer
+    min_p: Real
+    seed: Integer | None
+    stop: Sequence[str] | None
+    n: Integer
     ignore_eos: bool
 
 
@@ -34,13 +41,13 @@ class GenerateFields(SamplingFields, total=False):
     """See `GenerateRequest`."""
 
     model: Required[str]
-    prompts: list[str] | None
-    prompt_ids: list[int] | None
-    messages: list[MessageLike] | None
-    sampling: Sampling | SamplingFields
-    logprobs: int | None
-    metrics: list[Literal["exact_match", "perplexity"]]
-    references: list[str] | None
+    prompts: Sequence[str] | None
+    prompt_ids: IdsLike | None
+    messages: Sequence[MessageLike] | None
+    sampling: Sampling | SamplingFields | None
+    logprobs: Integer | None
+    metrics: Sequence[Literal["exact_match", "perplexity"]]
+    references: Sequence[str] | None
 
 
 class DistributionsFields(TypedDict, total=False):
@@ -48,8 +55,8 @@ class DistributionsFields(TypedDict, total=False):
 
     model: Required[str]
     kind: RowKind
-    top_k: int | None
-    temperature: float
+    top_k: Integer | None
+    temperature: Real
     dtype: RowDtype
 
 
@@ -58,9 +65,9 @@ class DivergenceFields(TypedDict, total=False):
 
     a: str | None
     b: str | None
-    measures: list[str]
+    measures: Sequence[str]
     units: Literal["nats", "bits"]
-    temperature: float
+    temperature: Real
     summary: bool
     prompt_mode: Literal["shared", "per_model"]
 
@@ -70,9 +77,9 @@ class SwitchFields(SamplingFields, total=False):
 
     a: str | None
     b: str | None
-    prompt_ids: list[int] | None
-    messages: list[MessageLike] | None
+    prompt_ids: IdsLike | None
+    messages: Sequence[MessageLike] | None
     policy: PolicyLike
-    sampling: Sampling | SamplingFields
-    lookahead: Literal["auto"] | int
-    measures: list[str]
+    sampling: Sampling | SamplingFields | None
+    lookahead: Literal["auto"] | Integer
+    measures: Sequence[str]

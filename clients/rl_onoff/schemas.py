@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 
 from rl_onoff.divergence import FAMILIES, MEASURES
 from rl_onoff.kinds import AnyPolicy
@@ -17,8 +18,19 @@ from rl_onoff.policy import TOKEN_SIGNALS, DivergencePolicy, Lead, OneOf
 
 MAX_SEED = 2**63 - 1
 
-TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
-Ids = Annotated[list[TokenId], Field(min_length=1)]
+MAX_INT = 2**31 - 1
+#: The least temperature rows are scored at: less, and float32 logits overflow. To sample greedily it may be 0.
+MIN_TEMPERATURE = 1e-4
+#: Ids in one list; far more than any context.
+MAX_IDS = 1 << 20
+#: Prompts, items, messages or references in one request; what the service takes is less, and its limits say so.
+MAX_ENTRIES = 1 << 16
+#: The type of an error that names a `field` in its context: pydantic's own path ends where several fields meet.
+FIELD_ERROR = "field_error"
+
+TokenId = Annotated[int, Field(ge=0, le=MAX_INT)]
+# Long lists stop at the first wrong entry: a million errors would cost more than any answer.
+Ids = Annotated[list[TokenId], Field(fail_fast=True, min_length=1, max_length=MAX_IDS)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 
 #: A measure of given tokens, such as js or renyi:0.5.
@@ -42,7 +54,11 @@ class Message(Request):
     content: str
 
 
-Messages = Annotated[list[Message], Field(min_length=1)]
+Messages = Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MAX_ENTRIES)]
+
+
+def _fault(field: str, text: str) -> PydanticCustomError:
+    return PydanticCustomError(FIELD_ERROR, "{text}", {"field": field, "text": text})
 
 
 def _exactly_one(model: BaseModel, *names: str) -> None:
@@ -57,10 +73,12 @@ class Sampling(Request):
     max_tokens: int = Field(default=256, ge=1, le=1_000_000)
     temperature: float = Field(default=1.0, ge=0, le=1e6)
     top_p: float = Field(default=1.0, gt=0, le=1, description="keeps the token that crosses it")
-    top_k: int = Field(default=0, ge=0, description="0: off")
+    top_k: int = Field(default=0, ge=0, le=MAX_INT, description="0: off")
     min_p: float = Field(default=0.0, ge=0, le=1, description="relative to the most likely token")
     seed: int | None = Field(default=None, ge=0, le=MAX_SEED, description="default: drawn, and reported")
-    stop: list[Text] | Text | None = Field(default=None, description="generation ends before the first of these")
+    stop: Annotated[list[Text], Field(fail_fast=True, max_length=256)] | Text | None = Field(
+        default=None, description="generation ends before the first of these"
+    )
     n: int = Field(default=1, ge=1, le=1024, description="samples per prompt")
     ignore_eos: bool = False
 
@@ -68,13 +86,17 @@ class Sampling(Request):
 class GenerateRequest(Request):
     model: str
     prompt: Text | None = None
-    prompts: Annotated[list[Text], Field(min_length=1)] | None = None
+    prompts: Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=MAX_ENTRIES)] | None = None
     prompt_ids: Ids | None = None
     messages: Messages | None = None
     sampling: Sampling = Sampling()
-    logprobs: int | None = Field(default=None, ge=0, description="also the k most likely tokens at every position")
-    metrics: list[Literal["exact_match", "perplexity"]] = []
-    references: list[str] | None = Field(default=None, description="one per prompt, for exact_match")
+    logprobs: int | None = Field(
+        default=None, ge=0, le=MAX_INT, description="also the k most likely tokens at every position"
+    )
+    metrics: Annotated[list[Literal["exact_match", "perplexity"]], Field(fail_fast=True, max_length=16)] = []
+    references: Annotated[list[str], Field(fail_fast=True, max_length=MAX_ENTRIES)] | None = Field(
+        default=None, description="one per prompt, for exact_match"
+    )
     stream: bool = False
 
     @model_validator(mode="after")
@@ -82,9 +104,9 @@ class GenerateRequest(Request):
         _exactly_one(self, "prompt", "prompts", "prompt_ids", "messages")
         count = len(self.prompts) if self.prompts is not None else 1
         if "exact_match" in self.metrics and self.references is None:
-            raise ValueError("exact_match needs references, one per prompt")
+            raise _fault("references", "exact_match needs references, one per prompt")
         if self.references is not None and len(self.references) != count:
-            raise ValueError(f"{len(self.references)} references for {count} prompt(s)")
+            raise _fault("references", f"{len(self.references)} references for {count} prompt(s)")
         return self
 
 
@@ -157,7 +179,7 @@ class Item(Request):
         return self
 
 
-Items = Annotated[list[Item], Field(min_length=1)]
+Items = Annotated[list[Item], Field(fail_fast=True, min_length=1, max_length=MAX_ENTRIES)]
 RowKind = Literal["logprobs", "probs", "logits"]
 RowDtype = Literal["float32", "float16", "bfloat16"]
 
@@ -166,8 +188,10 @@ class DistributionsRequest(Request):
     model: str
     items: Items
     kind: RowKind = "logprobs"
-    top_k: int | None = Field(default=None, ge=1, description="null: the full vocabulary (binary answers only)")
-    temperature: float = Field(default=1.0, gt=0, le=1e6)
+    top_k: int | None = Field(
+        default=None, ge=1, le=MAX_INT, description="null: the full vocabulary (binary answers only)"
+    )
+    temperature: float = Field(default=1.0, ge=MIN_TEMPERATURE, le=1e6)
     dtype: RowDtype = Field(default="float32", description="of the values in a binary answer")
 
 
@@ -197,9 +221,9 @@ class DivergenceRequest(Request):
     a: str | None = Field(default=None, description="default: the model that leads the only pair served")
     b: str | None = None
     items: Items
-    measures: Annotated[list[Measure], Field(min_length=1)] = ["js", "kl_ab", "kl_ba"]
+    measures: Annotated[list[Measure], Field(fail_fast=True, min_length=1, max_length=64)] = ["js", "kl_ab", "kl_ba"]
     units: Literal["nats", "bits"] = "nats"
-    temperature: float = Field(default=1.0, gt=0, le=1e6)
+    temperature: float = Field(default=1.0, ge=MIN_TEMPERATURE, le=1e6)
     summary: bool = True
     prompt_mode: Literal["shared", "per_model"] = Field(
         default="shared", description="per_model: each model's own chat template renders `messages`"
@@ -208,7 +232,7 @@ class DivergenceRequest(Request):
     @model_validator(mode="after")
     def _consistent(self) -> DivergenceRequest:
         if self.prompt_mode == "per_model" and any(item.messages is None for item in self.items):
-            raise ValueError("prompt_mode per_model needs messages in every item")
+            raise _fault("prompt_mode", "per_model needs messages in every item")
         return self
 
 
@@ -281,14 +305,16 @@ class SwitchRequest(Request):
     lookahead: Literal["auto"] | Annotated[int, Field(ge=0, le=64)] = Field(
         default="auto", description="drafted tokens per round; 0: token by token; the result is the same"
     )
-    measures: list[SwitchMeasure] = Field(default=[], description="recorded for every token beside the policy's own")
+    measures: Annotated[list[SwitchMeasure], Field(fail_fast=True, max_length=64)] = Field(
+        default=[], description="recorded for every token beside the policy's own"
+    )
     stream: bool = False
 
     @model_validator(mode="after")
     def _consistent(self) -> SwitchRequest:
         _exactly_one(self, "prompt", "prompt_ids", "messages")
         if self.sampling.n != 1:
-            raise ValueError("sampling.n must be 1: send one request per sample")
+            raise _fault("sampling.n", "must be 1: send one request per sample")
         return self
 
 
@@ -302,9 +328,15 @@ class Switch(Response):
 
 
 class Receipt(Response):
-    """All it takes to get the same tokens again, and the models that made them."""
+    """All it takes to get the same tokens again from this pair: its models in the roles they had, and what they did.
+
+    With the same `a` and `b`, `prompt_ids`, `policy` and `sampling` a request repeats the run; the fingerprints tell
+    whether the models are still the same.
+    """
 
     version: str
+    a: str | None = Field(default=None, description="the name of the model that was A; null from an older service")
+    b: str | None = None
     a_fingerprint: str
     b_fingerprint: str
     prompt_ids: list[int]

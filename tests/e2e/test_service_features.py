@@ -40,7 +40,7 @@ def test_the_service_says_what_it_is(http: httpx.Client) -> None:
     assert http.get("/ready").json() == {"ready": True, "pairs": {"pair": "ready"}}
     assert http.get("/version").json()["version"]
     assert "base" in http.get("/").text
-    assert http.get("/docs").status_code == 200
+    assert 'href="/openapi.json"' in http.get("/").text
 
 
 def test_the_openapi_document_knows_problems_and_no_other_errors(http: httpx.Client) -> None:
@@ -252,6 +252,10 @@ def test_the_models_may_switch_with_their_roles_exchanged(http: httpx.Client) ->
     turned = post(http, "/switch-generate", a="tuned", prompt="b", policy={"kind": "always_b"}, sampling=GREEDY)
     assert (turned["a"], turned["b"], turned["text"]) == ("tuned", "base", "ababab")
     assert turned["leads"] == "bbbbbb"
+    receipt = turned["receipt"]
+    assert (receipt["a"], receipt["b"]) == ("tuned", "base")
+    fields = {name: receipt[name] for name in ("a", "b", "prompt_ids", "policy", "sampling")}
+    assert post(http, "/switch-generate", **fields)["token_ids"] == turned["token_ids"]
     straight = post(http, "/switch-generate", prompt="b", policy={"kind": "always_a"}, sampling=GREEDY)
     assert straight["receipt"]["a_fingerprint"] == turned["receipt"]["b_fingerprint"]
     assert straight["text"] == turned["text"]

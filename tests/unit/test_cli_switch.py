@@ -147,7 +147,7 @@ def test_wrong_usage_is_2_and_sends_nothing(service: Service, arguments: list[st
     ("answer", "said"),
     [
         (httpx.ConnectError("Connection refused"), "Connection refused"),
-        (problem(404, "unknown-model"), "it is unknown-model"),
+        (problem(500, "internal-error"), "it is internal-error"),
         (lambda _: Body(switch_events()[:3]).response(), "the stream ended after 1 events"),
     ],
 )
@@ -274,7 +274,7 @@ def test_serve(served: list[dict[str, Any]]) -> None:
     assert runner.invoke(app, ["serve", "--a", "x", "--b", "y", "--dtype", "float32", "--host", "h"]).exit_code == 0
     assert runner.invoke(app, ["serve", "--config", __file__]).exit_code == 0
     assert served[0] == {"config": None, "port": 9}
-    assert served[1] == {"a": "x", "b": "y", "backend": "hf", "dtype": "float32", "device": "auto", "host": "h"}
+    assert served[1] == {"a": "x", "b": "y", "dtype": "float32", "host": "h"}
     assert str(served[2]["config"]) == __file__
 
 

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from rl_onoff import AsyncClient, Client, errors
-from rl_onoff._http import Backoff, retry_after
+from rl_onoff._retry import retry_after
 from rl_onoff.schemas import GenerateResponse
 from tests.unit.service_double import GENERATED, Body, Service, problem
 
@@ -108,44 +108,6 @@ def test_what_may_be_running_or_will_not_help_is_not(answer: Any, sleeps: list[f
     assert len(service.requests) == 1
 
 
-async def test_giving_up(sleeps: list[float]) -> None:
-    service = Service(httpx.ConnectError("refused"))
-    with pytest.raises(errors.TransportError, match=r"POST http://127\.0\.0\.1:8000/generate: refused") as caught:
-        generate(service)
-    assert isinstance(caught.value.__cause__, httpx.ConnectError)
-    assert len(service.requests) == 3
-    service = Service(httpx.ConnectError("refused"))
-    async with AsyncClient(transport=service.transport, max_retries=1) as client:
-        with pytest.raises(errors.TransportError) as caught:
-            await client.generate("Q", model="m")
-    assert isinstance(caught.value.__cause__, httpx.ConnectError)
-    assert len(service.requests) == 2
-
-
-def test_retry_after_is_honoured_up_to_the_budget(sleeps: list[float]) -> None:
-    busy = problem(429, "overloaded", retryable=True, retry_after=7)
-    assert generate(Service(busy, good())).id == "g1"
-    assert sleeps == [7.0]
-    never = problem(429, "overloaded", retryable=True, retry_after=3600)
-    with pytest.raises(errors.Overloaded) as caught:
-        generate(Service(never, good()))
-    assert caught.value.retry_after == 3600
-    assert sleeps == [7.0]
-
-
-def test_the_budget_is_for_all_waits_together() -> None:
-    error = errors.Overloaded("full", retry_after=25.0)
-    backoff = Backoff(max_retries=10)
-    assert [backoff.delay(attempt, error, waited=25.0 * attempt) for attempt in range(3)] == [25.0, 25.0, None]
-
-
-def test_waits_double_up_to_the_longest() -> None:
-    error = errors.Overloaded("full")
-    delays = [Backoff(max_retries=9).delay(attempt, error, 0.0) or 0.0 for attempt in range(9)]
-    bounds = [0.5, 1, 2, 4, 8, 8, 8, 8, 8]
-    assert all(bound / 2 <= delay <= bound for delay, bound in zip(delays, bounds, strict=True))
-
-
 def test_retry_after_as_a_date_and_as_nonsense() -> None:
     soon = datetime.now(UTC) + timedelta(seconds=30)
     assert 28 <= (retry_after(format_datetime(soon, usegmt=True)) or 0) <= 31
@@ -191,3 +153,45 @@ async def test_an_answer_cut_short_is_not_asked_for_again(sleeps: list[float]) -
         with pytest.raises(errors.TransportError, match="reset"):
             await client.generate("Q", model="m")
     assert len(service.requests) == 2
+
+
+@pytest.mark.parametrize("key", ["s3cret ", " s3cret", "s3\tcret", "s3cret\r\n"])
+def test_a_key_is_not_in_what_is_said(key: str) -> None:
+    with pytest.raises(errors.ConfigurationError) as caught:
+        Client(api_key=key)
+    assert "cret" not in str(caught.value)
+    assert not caught.value.retryable
+
+
+@pytest.mark.parametrize("answer", [httpx.ReadTimeout("silent"), httpx.Response(502, text="proxy")])
+def test_a_password_in_the_url_is_sent_and_not_shown(answer: Any) -> None:
+    service = Service(answer)
+    with pytest.raises(errors.OnOffError, match="http://h:1/generate") as caught:
+        generate(service, base_url="http://user:s3cret@h:1")
+    assert "cret" not in str(caught.value)
+    assert service.requests[0].headers["Authorization"].startswith("Basic ")
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "localhost:8000", "ftp://h", "http://", "", "/x", "u:s3cret@h:1"])
+def test_an_address_without_a_scheme_is_refused(url: str) -> None:
+    with pytest.raises(errors.ConfigurationError, match="http") as caught:
+        Client(url)
+    assert "cret" not in str(caught.value)
+    assert not caught.value.retryable
+
+
+def test_a_password_is_not_in_the_refusal_of_its_url() -> None:
+    with pytest.raises(errors.ConfigurationError) as caught:
+        Client("http://user:s3/cret@h:1")
+    assert "s3" not in str(caught.value) + str(caught.value.__cause__)
+
+
+def test_a_key_and_a_password_cannot_both_be_sent() -> None:
+    with pytest.raises(errors.ConfigurationError, match="either"):
+        Client("http://user:s3cret@h", api_key="k")
+
+
+def test_an_empty_key_is_none() -> None:
+    service = Service(good())
+    generate(service, api_key="")
+    assert "Authorization" not in service.requests[0].headers

@@ -126,7 +126,7 @@ def test_a_key_that_no_header_can_hold_is_refused_without_being_shown(cls: type[
 
 @pytest.mark.parametrize("url", ["http://h:port", "http://h\n"])
 def test_an_address_that_is_none(url: str) -> None:
-    with pytest.raises(ConfigurationError, match="is no URL"):
+    with pytest.raises(ConfigurationError, match=r"URL|http"):
         Client(url)
 
 

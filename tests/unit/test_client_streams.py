@@ -73,6 +73,16 @@ async def test_an_error_event_is_raised_as_its_class() -> None:
     assert error.extensions["tokens_emitted"] == 1
 
 
+@pytest.mark.parametrize(
+    ("value", "seconds"), [(3, 3.0), (0.5, 0.5), (None, None), ("3", None), (-1, None), (True, None), (10**400, None)]
+)
+async def test_an_error_event_says_when_to_ask_again(value: Any, seconds: float | None) -> None:
+    lost = errors.WorkerLost("the worker died").problem()
+    _, error = await events(Body([sse("error", lost | {"retry_after": value})]))
+    assert error.retry_after == seconds
+    assert errors.from_problem(lost | {"retry_after": value}, retry_after=9.0).retry_after == 9.0
+
+
 @pytest.mark.parametrize("keep", range(7))
 async def test_a_clean_end_without_a_result_is_a_truncation(keep: int) -> None:
     seen, error = await events(Body(switch_events()[:keep]))

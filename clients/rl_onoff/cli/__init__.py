@@ -1,6 +1,7 @@
 """The command line: `rl-onoff`.
 
-Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage.
+Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 failed (or the reader of the output left),
+2 wrong usage or a request that has to be changed, 74 output that cannot be written.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typer.core import TyperGroup
 
 from rl_onoff.cli import check_pair, demo, serve, switch
 from rl_onoff.cli.console import messages
-from rl_onoff.errors import InvalidField, OnOffError
+from rl_onoff.cli.output import written
+from rl_onoff.errors import OnOffError, RequestError
 from rl_onoff.version import __version__
 
 
@@ -24,7 +26,11 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except OnOffError as error:
             messages().print(f"rl-onoff: {error.detail}", style="red", markup=False)
-            raise typer.Exit(2 if type(error) is InvalidField else 1) from error
+            raise typer.Exit(2 if isinstance(error, RequestError) and not error.retryable else 1) from error
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        with written():
+            return super().main(*args, **options)
 
 
 app = typer.Typer(

@@ -14,6 +14,8 @@ ApiKey = Annotated[
     str | None, typer.Option("--api-key", envvar="RL_ONOFF_API_KEY", help="Sent as a bearer token.", show_default=False)
 ]
 URL: Final = DEFAULT_URL
+#: How long a service that is busy, starting or absent is asked again: a person waits, and its worker restarts in 10 s.
+RETRY_SECONDS: Final = 20.0
 
 
 def results() -> Console:

@@ -19,25 +19,38 @@ def serve(
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen at. Default: 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: any free one. Default: 8000.")] = None,
-    backend: Annotated[str, typer.Option(help="For --a and --b.")] = "hf",
-    dtype: Annotated[str, typer.Option(help="For --a and --b: auto, float32, bfloat16, ...")] = "auto",
-    device: Annotated[str, typer.Option(help="For --a and --b: auto, cpu, cuda, cuda:1, ...")] = "auto",
+    backend: Annotated[str | None, typer.Option(help="For --a and --b. Default: hf.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="For --a and --b: auto, float32, bfloat16, ... Default: auto.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="For --a and --b: auto, cpu, cuda, cuda:1, ... Default: auto.")
+    ] = None,
 ) -> None:
     """Serve a pair of models; without --a, --b and --config the demo pair of the checkout."""
     if (a is None) != (b is None):
         raise typer.BadParameter("--a and --b go together")
     if a is not None and config is not None:
         raise typer.BadParameter("either --a and --b, or --config")
+    loading = _given(backend=backend, dtype=dtype, device=device)
+    if a is None and loading:
+        raise typer.BadParameter(f"--{' and --'.join(loading)} without --a and --b; --config has them for every pair")
+    if backend is not None and backend not in (known := _service_module("workers.backends").BACKENDS):
+        raise typer.BadParameter(f"there is no {backend!r}; there are: {', '.join(known)}", param_hint="--backend")
     configuration = _service_module("app.config")
-    address = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    address = _given(host=host, port=port)
     try:
         if a is not None:
-            settings = configuration.pair_settings(a, b, backend=backend, dtype=dtype, device=device, **address)
+            settings = configuration.pair_settings(a, b, **loading, **address)
         else:
             settings = configuration.load(config).model_copy(update=address)
     except ConfigurationError as error:
         raise typer.BadParameter(error.detail) from error
     raise typer.Exit(_service_module("app.main").serve(settings))
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _service_module(name: str) -> Any:

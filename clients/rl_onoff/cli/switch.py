@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from rl_onoff.cli.console import URL, ApiKey, Url, messages, results
-from rl_onoff.cli.tokens import TokenPrinter, closing_line
+from rl_onoff.cli.console import RETRY_SECONDS, URL, ApiKey, Url, messages, results
+from rl_onoff.cli.tokens import TokenPrinter, closing_line, low_means_apart
 from rl_onoff.client import Client
+from rl_onoff.errors import ConfigurationError
 from rl_onoff.fields import SwitchFields
 from rl_onoff.schemas import Switch, SwitchToken
 
@@ -48,26 +49,32 @@ def switch(
 ) -> None:
     """Generate with A, and let B take over where the two disagree.
 
-    A's tokens are plain, B's bold; the warmer the background the further the models are apart.
+    A's tokens are plain, B's bold; the warmer the background the further the models are apart, by what the policy
+    watches.
     """
     text = _stdin() if prompt == "-" else prompt
     rule = {"on": on, "off": off, "min_dwell": min_dwell, "max_b_fraction": max_b_fraction, "measure": measure}
-    fields: SwitchFields = {"a": a, "b": b, "policy": _policy(policy, rule)}
+    chosen = _policy(policy, rule)
+    fields: SwitchFields = {"a": a, "b": b, "policy": chosen}
     if temperature is not None:
         fields["temperature"] = temperature
     if max_tokens is not None:
         fields["max_tokens"] = max_tokens
     if seed is not None:
         fields["seed"] = seed
-    with Client(url, api_key=api_key) as client:
+    try:
+        made = Client(url, api_key=api_key, retry_seconds=RETRY_SECONDS)
+    except ConfigurationError as error:
+        raise typer.BadParameter(error.detail, param_hint="--url, --api-key") from None
+    with made as client:
         if as_json:
             typer.echo(client.switch_generate(text, **fields).model_dump_json(by_alias=True))
         else:
-            _stream(client, text, fields)
+            _stream(client, text, fields, low=low_means_apart(chosen.get("kind")))
 
 
-def _stream(client: Client, prompt: str, fields: SwitchFields) -> None:
-    printer = TokenPrinter(results())
+def _stream(client: Client, prompt: str, fields: SwitchFields, *, low: bool) -> None:
+    printer = TokenPrinter(results(), low=low)
     with client.switch_generate(prompt, stream=True, **fields) as stream:
         try:
             for event in stream:
