@@ -13,8 +13,10 @@ from tests.contract import tiny
 from tests.contract.conftest import Case, spec
 from tests.contract.test_backend import GREEDY, gap, tokens
 from workers.backends import load_pair
+from workers.backends.hf.calls import RowsCall
+from workers.backends.hf.engine import _may_wait
 from workers.backends.hf.slots import SlotCache, _SlotLayer
-from workers.wire import Generate, SamplingParams, Score, SwitchGenerate
+from workers.wire import Generate, SamplingParams, SwitchGenerate
 
 
 def cache(case: Case) -> SlotCache:
@@ -108,20 +110,20 @@ async def test_a_draw_that_fails_fails_alone(llama: Case, monkeypatch: Any) -> N
     assert [isinstance(result, RuntimeError) for result in results] == [False, False, True, False]
 
 
-async def test_drafting_neighbours_hold_nobody_up(llama: Case) -> None:
-    """Passes until a prefill and a score are answered while another sequence drafts without end."""
-    drafting = SwitchGenerate(llama.prompt(5), 240, GREEDY, {"kind": "always_a"}, ignore_eos=True, lookahead=16)
-    neighbour = asyncio.create_task(tokens(llama, drafting))
-    await asyncio.sleep(0.05)
-    for job, most in (
-        (Generate("a", llama.prompt(30, 3), 1, GREEDY), 6),
-        (Score("a", llama.prompt(30, 4), 1), 6),
-    ):
-        before = llama.pair.steps
-        await tokens(llama, job)
-        assert llama.pair.steps - before <= most
-    assert not neighbour.done()
-    neighbour.cancel()
+def test_only_the_judge_of_a_draft_waits_and_no_longer_than_the_draft_took() -> None:
+    def call(length: int, start: int, waited: int = 0) -> RowsCall:
+        made = RowsCall(Any, Any, [3] * length, start, False, Any)  # type: ignore[arg-type]
+        made.waited = waited
+        return made
+
+    judge = call(40, 37)  # four rows: it judges a draft of four
+    assert _may_wait(judge, 4, rests=[2, 9])
+    assert not _may_wait(judge, 4, rests=[])  # nobody drafts
+    assert not _may_wait(judge, 4, rests=[5, 16])  # all drafts there are take longer
+    assert not _may_wait(call(40, 37, waited=4), 4, rests=[1])  # it has waited as long as it may
+    assert not _may_wait(call(40, 40), 1, rests=[1])  # a single new token
+    assert not _may_wait(call(40, 40), 30, rests=[1])  # a prefill
+    assert not _may_wait(call(400, 1), 400, rests=[1])  # a score
 
 
 async def test_a_context_is_never_exceeded(llama: Case) -> None:
