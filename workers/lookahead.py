@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
+from weakref import WeakKeyDictionary
 
 from rl_onoff.kinds import parse_policy
 from rl_onoff.policy import Lead, PolicyState, Signals, initial_state, step
@@ -22,7 +23,7 @@ from workers.judge import judge
 from workers.noise import NoiseFloor
 from workers.wire import Done, Frame, SwitchGenerate, Tokens, Usage
 
-LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16)
+LENGTHS = (1, 2, 3, 4, 6, 8)
 
 
 async def switch_generate(pair: Pair, job: SwitchGenerate) -> AsyncIterator[Frame]:
@@ -33,7 +34,7 @@ async def switch_generate(pair: Pair, job: SwitchGenerate) -> AsyncIterator[Fram
     eos = frozenset() if job.ignore_eos else frozenset({*pair.info.a.eos_ids, *pair.info.b.eos_ids})
     ids = list(job.ids)
     end = len(ids) + job.max_tokens
-    pace = Pace(job.lookahead)
+    pace = Pace(job.lookahead) if job.lookahead else _shared_pace(pair)
     usage = Usage()
     noise = NoiseFloor(pair.info.noise)
     async with both_sequences(pair, job.swapped) as (a, b):
@@ -79,6 +80,16 @@ async def switch_generate(pair: Pair, job: SwitchGenerate) -> AsyncIterator[Fram
                 yield Done(usage, "stop")
                 return
     yield Done(usage, "length")
+
+
+_paces: WeakKeyDictionary[Pair, Pace] = WeakKeyDictionary()
+
+
+def _shared_pace(pair: Pair) -> Pace:
+    """One for all requests of a pair: those that run together then draft alike, and their passes stay together."""
+    if pair not in _paces:
+        _paces[pair] = Pace(None)
+    return _paces[pair]
 
 
 class Pace:
