@@ -22,12 +22,9 @@ from rl_onoff.errors import (
     NotFound,
     OnOffError,
 )
-from rl_onoff.schemas import FIELD_ERROR
+from rl_onoff.findings import describe
 
 MEDIA_TYPE = "application/problem+json"
-
-_MAX_FINDINGS = 20
-_MAX_NAME = 64
 
 
 def problem(error: OnOffError, scope: Scope, **extensions: Any) -> dict[str, Any]:
@@ -79,44 +76,7 @@ def _of_http(error: HTTPException) -> OnOffError:
 
 def invalid_field(findings: Sequence[Mapping[str, Any]], body: Any) -> InvalidField:
     """Pydantic's findings without the values that caused them."""
-    errors = []
-    for finding in findings[:_MAX_FINDINGS]:
-        entry = {"field": _path(finding, body), "message": _message(finding)}
-        if entry not in errors:
-            errors.append(entry)
+    errors = describe([{**finding, "loc": finding["loc"][1:]} for finding in findings], body)  # less "body"
     first = errors[0]
     detail = f"{first['field']}: {first['message']}" if first["field"] else first["message"]
     return InvalidField(detail, errors=errors)
-
-
-def _path(finding: Mapping[str, Any], body: Any) -> str:
-    """The field's path as in the JSON body: pydantic's own path also names the union members it tried."""
-    parts: list[str] = []
-    here = body
-    *steps, last = finding["loc"][1:] or [None]
-    for step in steps:
-        if (isinstance(here, dict) and step in here) or (isinstance(here, list) and isinstance(step, int)):
-            parts.append(str(step))
-            here = here[step]
-    missing = finding["type"] == "missing"
-    if last is not None and (missing or (isinstance(here, dict) and last in here) or isinstance(last, int)):
-        parts.append(str(last))
-    if finding["type"] == FIELD_ERROR:  # found where several fields meet, and the fault of one
-        parts.append(finding["ctx"]["field"])
-    return ".".join(part[:_MAX_NAME].encode("utf-8", "replace").decode() for part in parts)
-
-
-def _message(finding: Mapping[str, Any]) -> str:
-    match finding["type"]:
-        case "value_error":
-            return str(finding["msg"]).removeprefix("Value error, ")
-        case "union_tag_invalid":  # pydantic's message holds the value
-            return f"must be one of {finding['ctx']['expected_tags']}"
-        case "union_tag_not_found":
-            return f"{str(finding['ctx']['discriminator']).strip(chr(39))} is required"
-        case "extra_forbidden":
-            return "there is no such field"
-        case "missing":
-            return "is required"
-        case _:
-            return str(finding["msg"])

@@ -77,6 +77,7 @@ class OnOffError(Exception):
             "status": self.status,
             "detail": self.detail,
             "retryable": self.retryable,
+            **({} if self.retry_after is None else {"retry_after": self.retry_after}),
             **self.extensions,
         }
 
@@ -228,7 +229,7 @@ def from_problem(problem: dict[str, Any], *, retry_after: float | None = None) -
     still raises something it can handle. `retryable` of the problem wins over the class's; `retry_after`, the header's,
     over the problem's member of that name, which is all that the error of a stream has.
     """
-    known = {"type", "title", "status", "detail", "instance", "request_id", "retryable"}
+    known = {"type", "title", "status", "detail", "instance", "request_id", "retryable", "retry_after"}
     slug = str(problem.get("type", "")).removeprefix(PROBLEM_PREFIX)
     raw_status = problem.get("status")
     status = raw_status if type(raw_status) is int else 500

@@ -1,12 +1,14 @@
 """Pydantic's findings in the words of the API: fields by their paths in the JSON body, without the values.
 
-The SDK uses this before it sends a request, and the service may after it has received one.
+The SDK uses this before it sends a request, the service after it has received one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
+
+from rl_onoff.schemas import FIELD_ERROR
 
 MAX_FINDINGS: Final = 20
 _MAX_NAME: Final = 64
@@ -34,6 +36,8 @@ def path(finding: Mapping[str, Any], body: Any) -> str:
     missing = finding["type"] == "missing"
     if last is not None and (missing or (isinstance(here, dict) and last in here) or isinstance(last, int)):
         parts.append(str(last))
+    if finding["type"] == FIELD_ERROR:  # found where several fields meet, and the fault of one
+        parts.append(finding["ctx"]["field"])
     return ".".join(part[:_MAX_NAME].encode("utf-8", "replace").decode() for part in parts)
 
 
@@ -44,6 +48,8 @@ def message(finding: Mapping[str, Any]) -> str:
             return str(finding["msg"]).removeprefix("Value error, ")
         case "union_tag_invalid":  # pydantic's message holds the value
             return f"must be one of {finding['ctx']['expected_tags']}"
+        case "union_tag_not_found":
+            return f"{str(finding['ctx']['discriminator']).strip(chr(39))} is required"
         case "extra_forbidden":
             return "there is no such field"
         case "missing":

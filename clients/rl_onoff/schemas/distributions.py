@@ -1,0 +1,45 @@
+"""/distributions: the rows of one model over given solutions."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from rl_onoff.schemas.common import MAX_INT, MIN_TEMPERATURE, Items, Request, Response, TopTokens
+
+RowKind = Literal["logprobs", "probs", "logits"]
+RowDtype = Literal["float32", "float16", "bfloat16"]
+
+
+class DistributionsRequest(Request):
+    model: str
+    items: Items
+    kind: RowKind = "logprobs"
+    top_k: int | None = Field(
+        default=None, ge=1, le=MAX_INT, description="null: the full vocabulary (binary answers only)"
+    )
+    temperature: float = Field(default=1.0, ge=MIN_TEMPERATURE, le=1e6)
+    dtype: RowDtype = Field(default="float32", description="of the values in a binary answer")
+
+
+class ItemDistributions(Response):
+    token_ids: list[int]
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top: list[TopTokens]
+    entropy: list[float]
+
+
+class CacheUse(Response):
+    hit_rows: int
+    computed_rows: int
+
+
+class DistributionsResponse(Response):
+    id: str
+    model: str
+    vocab_size: int
+    kind: RowKind
+    items: list[ItemDistributions]
+    cache: CacheUse

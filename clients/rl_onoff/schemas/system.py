@@ -1,0 +1,58 @@
+"""Problems, and what the service says of itself."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from rl_onoff.policy import Lead
+from rl_onoff.schemas.common import Response
+
+
+class Problem(Response):
+    """RFC 9457 problem details; also the SSE `error` event."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str | None = None
+    request_id: str | None = None
+    retryable: bool = False
+
+
+class ModelCard(Response):
+    name: str
+    pair: str
+    side: Lead
+    backend: str
+    dtype: str | None = None
+    vocab_size: int | None = None
+    max_len: int | None = None
+    fingerprint: str | None = None
+    state: Literal["starting", "ready", "lost", "failed"]
+
+
+class PairCard(Response):
+    name: str
+    a: str
+    b: str
+
+
+class ModelsResponse(Response):
+    models: list[ModelCard]
+    pairs: list[PairCard]
+
+
+class HealthResponse(Response):
+    status: Literal["ok"] = "ok"
+
+
+class ReadyResponse(Response):
+    ready: bool
+    pairs: dict[str, str]
+
+
+class VersionResponse(Response):
+    version: str
+    python: str
+    extra: dict[str, Any] = {}
