@@ -1,6 +1,6 @@
 """Switched generation: lookahead against lock-step, each model alone, transformers' own loop, and naive recomputation.
 
-    python -m benchmarks.lookahead --depth 1 4 --shares 0.02 0.1 --batch 1 8 > docs/lookahead.jsonl
+    python -m benchmarks.lookahead --ratio 1 4 --shares 0.02 0.1 --batch 1 8 > docs/lookahead.jsonl
 
 Every round runs each contender once, one after the other; what is reported is the median over rounds of the ratio to
 lock-step in the same round, so a machine that slows down slows both. Switched runs that differ from lock-step are
@@ -24,6 +24,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.pairs import VOCAB_SIZE, build
+from rl_onoff.policy import Lead
 from workers.backends import load_pair
 from workers.backends.base import Pair
 from workers.host import answer
@@ -81,8 +82,9 @@ class Bench:
     async def switched(self, lookahead: int | None) -> list[Any]:
         return await asyncio.gather(*(run(self.pair, job) for job in self.jobs(lookahead)))
 
-    async def alone(self, side: str) -> list[Any]:
-        jobs = [Generate(side, ids, self.tokens, SamplingParams(seed=i)) for i, ids in enumerate(self.prompts)]  # type: ignore[arg-type]
+    async def alone(self, side: Lead, requests: int | None = None) -> list[Any]:
+        prompts = self.prompts[:requests]
+        jobs = [Generate(side, ids, self.tokens, SamplingParams(seed=i)) for i, ids in enumerate(prompts)]
         return await asyncio.gather(*(run(self.pair, job) for job in jobs))
 
     async def transformers(self) -> None:
@@ -122,6 +124,9 @@ async def measure(bench: Bench, rounds: int, full: bool) -> dict[str, Any]:
         "a_alone": lambda: bench.alone("a"),
         "b_alone": lambda: bench.alone("b"),
     }
+    requests = len(bench.prompts)
+    if requests > 1:
+        contenders["a_alone_one_request"] = lambda: bench.alone("a", 1)
     if full:
         contenders |= {"transformers_a": bench.transformers, "naive": bench.naive}
     times: dict[str, list[float]] = {name: [] for name in contenders}
@@ -133,14 +138,15 @@ async def measure(bench: Bench, rounds: int, full: bool) -> dict[str, Any]:
             begin = time.perf_counter()
             result = await contender()
             elapsed = time.perf_counter() - begin
-            times[name].append(4 * elapsed if name == "naive" else elapsed)
+            # What each would take for all the tokens.
+            times[name].append(elapsed * {"naive": 4, "a_alone_one_request": requests}.get(name, 1))
             if name == "lockstep":
                 reference = [run[:2] for run in result]
             elif name in ("adaptive", "fixed_4", "fixed_8"):
                 differing += sum(run[:2] != other for run, other in zip(result, reference, strict=True))
             if name == "adaptive":
                 usage = [run[3] for run in result]
-    made = bench.tokens * len(bench.prompts)
+    made = bench.tokens * requests
     drafted = sum(u.drafted for u in usage)
     return {
         "tokens_per_s": {name: round(made / statistics.median(column), 1) for name, column in times.items()},
@@ -153,6 +159,13 @@ async def measure(bench: Bench, rounds: int, full: bool) -> dict[str, Any]:
             if full
             else None
         ),
+        "a_alone_over_one_request": (
+            round(
+                statistics.median(a / b for a, b in zip(times["a_alone_one_request"], times["a_alone"], strict=True)), 2
+            )
+            if requests > 1
+            else None
+        ),
         "runs_differing_from_lockstep": differing,
         "accepted_of_drafted": round(sum(u.accepted for u in usage) / drafted, 3),
         "tokens_per_b_forward": round(made / sum(u.b_forwards for u in usage), 2),
@@ -162,11 +175,11 @@ async def measure(bench: Bench, rounds: int, full: bool) -> dict[str, Any]:
 async def main(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     dtype = getattr(torch, options.dtype)
-    for depth in options.depth:
+    for ratio in options.ratio:
         for share in options.shares:
             with tempfile.TemporaryDirectory() as name:
                 folder = Path(name)
-                build(folder, layers=options.layers, hidden=options.hidden, depth=depth, triggers=share, dtype=dtype)
+                build(folder, layers=options.layers, hidden=options.hidden, ratio=ratio, triggers=share, dtype=dtype)
                 sides = [ModelSpec(side, str(folder / side), device=options.device) for side in "ab"]
                 spec = WorkerSpec(
                     "bench", "hf", "", *sides, sequences=max(options.batch), options={"strict": options.strict}
@@ -181,7 +194,7 @@ async def main(options: argparse.Namespace) -> None:
                     got = await bench.calibrate(share)
                     result = await measure(bench, options.rounds, full=share == options.shares[0] and batch == 1)
                     line = {
-                        "depth": depth,
+                        "ratio": ratio,
                         "share_asked": share,
                         "share": round(got, 4),
                         "batch": batch,
@@ -199,7 +212,7 @@ async def main(options: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--depth", type=int, nargs="+", default=[1, 4], help="layers of B over those of A")
+    parser.add_argument("--ratio", type=float, nargs="+", default=[1, 4], help="parameters of B over those of A")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.02, 0.05, 0.1, 0.3], help="of tokens led by B")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--tokens", type=int, default=96)

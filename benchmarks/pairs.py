@@ -34,13 +34,18 @@ def _model(layers: int, hidden: int) -> Any:
 
 
 @torch.no_grad()
-def build(folder: Path, *, layers: int, hidden: int, depth: int, triggers: float, dtype: torch.dtype) -> None:
-    """Write `folder/a` and `folder/b`; B has `depth` times A's layers and a share `triggers` of foreign embeddings."""
+def build(folder: Path, *, layers: int, hidden: int, ratio: float, triggers: float, dtype: torch.dtype) -> None:
+    """Write `folder/a` and `folder/b`; B has `ratio` times A's parameters: more layers.
+
+    A share `triggers` of B's embeddings is foreign.
+    """
     a = _model(layers, hidden)
+    per_layer = sum(p.numel() for p in a.model.layers[0].parameters())
+    extra = round((ratio - 1) * sum(p.numel() for p in a.parameters()) / per_layer)
     a.lm_head.weight.mul_(8)
     for layer in a.model.layers:
         layer.self_attn.o_proj.weight.mul_(0.03)  # the present token dominates, so a trigger's effect stays local
-    b = _model(layers * depth, hidden)
+    b = _model(layers + extra, hidden)
     for part in ("embed_tokens", "norm"):
         getattr(b.model, part).load_state_dict(getattr(a.model, part).state_dict())
     b.lm_head.load_state_dict(a.lm_head.state_dict())

@@ -22,7 +22,6 @@ from tests.contract import tiny
 from workers.backends import load_pair
 from workers.backends.base import Pair
 from workers.host import answer
-from workers.lookahead import Pace
 from workers.wire import Done, ModelSpec, SamplingParams, SwitchGenerate, Tokens, WorkerSpec
 
 Folders = dict[str, tuple[Path, Path]]
@@ -151,22 +150,6 @@ async def test_usage_counts_what_was_drafted_and_kept(folders: Folders) -> None:
     usage = frames[-1].usage  # type: ignore[union-attr]
     assert (usage.a_forwards, usage.b_forwards, usage.drafted, usage.accepted) == (40, 5, 40, 40)
     assert [len(f.ids) for f in frames[:-1] if isinstance(f, Tokens)] == [8] * 5
-
-
-@pytest.mark.parametrize(("breaks", "shortest", "longest"), [(0.0, 8, 16), (0.05, 4, 12), (0.6, 1, 2)])
-def test_drafts_are_as_long_as_they_survive(breaks: float, shortest: int, longest: int) -> None:
-    pace, rng = Pace(None), random.Random(1)
-    pace.timed("a", 4, 4.0, 1.1)
-    for _ in range(300):
-        drafter, count = pace.choose("a", 100)
-        kept = next((i + 1 for i in range(count) if rng.random() < breaks), count + 1)
-        pace.walked("a", drafter, min(kept, count), kept > count)
-    assert shortest <= count <= longest
-
-
-def test_a_short_rest_is_drafted_short() -> None:
-    assert Pace(None).choose("a", 2) == ("a", 2)
-    assert Pace(8).choose("b", 3) == ("a", 3)
 
 
 async def doubts(pair: Pair, job: SwitchGenerate) -> int:

@@ -11,11 +11,13 @@ the shared vocabulary before the softmax. There is no row 0: a prompt has at lea
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from rl_onoff.policy import Lead
+from workers.pace import PassCosts
 from workers.wire import ModelInfo, PairInfo, SamplingParams
 
 Ids = Sequence[int]
@@ -107,6 +109,11 @@ class Pair(Protocol):
     @property
     def steps(self) -> int:
         """Forward passes so far: moves while the models work, so that a watcher can tell busy from hung."""
+        ...
+
+    @property
+    def pass_costs(self) -> Mapping[Lead, PassCosts] | None:
+        """What the forward passes of either model cost, where the backend times them."""
         ...
 
     async def compute(self, function: Callable[..., T], *args: Any) -> T:

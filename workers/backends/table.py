@@ -134,6 +134,8 @@ class TableSequence:
 
 
 class TablePair:
+    pass_costs = None
+
     def __init__(self, spec: WorkerSpec) -> None:
         self.a, self.b = TableModel(spec.a, spec.max_len), TableModel(spec.b, spec.max_len)
         if self.a.pieces != self.b.pieces:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +12,7 @@ import msgspec
 import torch
 
 from rl_onoff.errors import ConfigurationError, LoadError, MissingDependency
+from rl_onoff.policy import Lead
 from rl_onoff.version import __version__
 from workers.backends.hf import load as loading
 from workers.backends.hf import vocabulary as vocabularies
@@ -20,6 +21,7 @@ from workers.backends.hf.load import Loaded
 from workers.backends.hf.model import HFModel
 from workers.backends.hf.selfcheck import check_cache, memory_warnings, noise_floors
 from workers.backends.hf.vocabulary import kept_eos
+from workers.pace import PassCosts
 from workers.wire import ModelInfo, ModelSpec, PairInfo, WorkerSpec
 
 T = TypeVar("T")
@@ -47,6 +49,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class HFPair:
     def __init__(self, info: PairInfo, engine: Engine, a: HFModel, b: HFModel) -> None:
         self.info, self._engine, self.a, self.b = info, engine, a, b
+        self.pass_costs: Mapping[Lead, PassCosts] = {"a": a.costs, "b": b.costs}
 
     @property
     def steps(self) -> int:
