@@ -108,6 +108,12 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(default=30, ge=0, description="what running requests get after SIGTERM")
     stop_seconds: float = Field(default=5, ge=0, description="what a worker gets between SIGTERM and SIGKILL")
     step_timeout: float = Field(default=120, gt=0, description="a worker that makes no progress for so long is killed")
+    resume_seconds: float = Field(
+        default=300, ge=0, description="how long a request waits for its dead worker's successor"
+    )
+    most_deaths: int = Field(
+        default=6, ge=1, description="of one worker in ten minutes: then the service ends, code 70"
+    )
     ping_seconds: float = Field(default=15, gt=0, description="between comments in an idle event stream")
     send_seconds: float = Field(default=30, gt=0, description="a client that reads nothing for so long is cut off")
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.config import Limits
+from app.services import replay
 from app.services.ids import new_id
 from app.services.interleave import interleave
 from app.services.nulls import finites
@@ -136,7 +137,7 @@ def _check_budget(request: DistributionsRequest, jobs: list[Score], vocab_size: 
 
 
 async def _scored(model: ServedModel, index: int, job: Score) -> AsyncGenerator[tuple[int, _Scored], None]:
-    async with aclosing(model.pair.link.run(job)) as frames:
+    async with aclosing(replay.run(model.pair, job)) as frames:
         rows = [frame async for frame in frames if isinstance(frame, Rows)]
     solution = job.ids[job.start :]
     if sum(part.values.shape[0] for part in rows) != len(solution):

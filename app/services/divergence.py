@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.config import Limits
+from app.services import replay
 from app.services.ids import new_id
 from app.services.interleave import interleave
 from app.services.nulls import finite, finites
@@ -88,7 +89,7 @@ async def _measured(
     request: DivergenceRequest, served: ServedPair, index: int, job: Compare
 ) -> AsyncGenerator[tuple[int, _Measured], None]:
     chunks: list[Values] = []
-    async with aclosing(served.pair.link.run(job)) as frames:
+    async with aclosing(replay.run(served.pair, job)) as frames:
         chunks.extend([frame async for frame in frames if isinstance(frame, Values)])
     measures: dict[str, Column] = {}
     for name, asked in zip(request.measures, job.measures, strict=True):

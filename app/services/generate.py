@@ -91,7 +91,7 @@ def _generation(request: GenerateRequest, model: ServedModel, sample: _Sample) -
         ignore_eos=sampling.ignore_eos,
         logprobs=logprobs,
     )
-    return Generation(model.pair.link, job, model.pair.codec.stream(ends=ends, stop=sampling.stop))
+    return Generation(model.pair, job, model.pair.codec.stream(ends=ends, stop=sampling.stop))
 
 
 async def _tokens(sample: _Sample, generation: Generation) -> AsyncGenerator[GenerateToken, None]:

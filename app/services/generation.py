@@ -6,9 +6,10 @@ import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+from app.services import replay
 from app.services.detokenize import Piece, TextStream
-from app.services.link import Link
 from app.services.nulls import finites
+from app.services.supervisor import LoadedPair
 from rl_onoff.errors import InternalError
 from rl_onoff.schemas import FinishReason, Sampling, TopTokens
 from rl_onoff.schemas import Usage as UsageOut
@@ -18,7 +19,7 @@ from workers.wire import Done, Generate, SamplingParams, SwitchGenerate, Tokens,
 class Generation:
     """Iterate `pieces` to its end; then the record is whole. Lists have one entry per token, or are empty."""
 
-    def __init__(self, link: Link, job: Generate | SwitchGenerate, text: TextStream) -> None:
+    def __init__(self, pair: LoadedPair, job: Generate | SwitchGenerate, text: TextStream) -> None:
         self.token_ids: list[int] = []
         self.leads: list[str] = []
         self.values: dict[str, list[float | None]] = {}
@@ -27,7 +28,7 @@ class Generation:
         self.usage = Usage()
         self.finish_reason: FinishReason = "length"
         self._texts: list[str] = []
-        self._link = link
+        self._pair = pair
         self._job = job
         self._stream = text
 
@@ -37,7 +38,7 @@ class Generation:
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """Every token with its text, as soon as that is certain. Ends the worker's job at a stop string."""
-        async with aclosing(self._link.run(self._job)) as frames:
+        async with aclosing(replay.run(self._pair, self._job)) as frames:
             async for frame in frames:
                 if isinstance(frame, Done):
                     self.usage = frame.usage

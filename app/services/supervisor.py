@@ -19,7 +19,7 @@ from app.config import ModelConfig, PairConfig, Settings
 from app.services.link import Link
 from app.services.telemetry import Meter, Telemetry
 from app.services.text import Codec
-from rl_onoff.errors import LoadError, OnOffError, WorkerUnavailable, from_problem
+from rl_onoff.errors import LoadError, OnOffError, WorkerLost, WorkerUnavailable, from_problem
 from workers.launch.local import COMMAND, LocalWorker
 from workers.wire import ModelSpec, PairInfo, WorkerSpec
 
@@ -31,7 +31,6 @@ _POLL_SECONDS = 0.05
 _HEARTBEAT_SECONDS = 0.5
 #: Pauses before the first, second, ... restart; the last for all that follow.
 _BACKOFF = (0.0, 0.5, 1.0, 2.0)
-_MAX_DEATHS = 6
 _DEATHS_WINDOW = 600.0
 
 _PREFIX = "rl-onoff-"
@@ -52,6 +51,14 @@ class LoadedPair:
     info: PairInfo
     codec: Codec
     link: Link
+    worker: PairWorker
+
+    async def revived(self) -> LoadedPair:
+        """The pair with a worker that answers. Raises WorkerLost if that is not the case in `resume_seconds`.
+
+        Its models are those this one had: where their files have changed, nothing can be continued.
+        """
+        return await self.worker.revived(self.info)
 
 
 class PairWorker:
@@ -61,6 +68,7 @@ class PairWorker:
         self, config: PairConfig, settings: Settings, folder: Path, command: Sequence[str], telemetry: Telemetry
     ) -> None:
         self.config = config
+        self.most_deaths = settings.most_deaths
         self.info: PairInfo | None = None
         self._settings = settings
         self._telemetry = telemetry
@@ -86,6 +94,21 @@ class PairWorker:
             raise WorkerUnavailable(f"the worker of pair {self.config.name} {doing}", retry_after=1)
         return self._loaded
 
+    async def revived(self, info: PairInfo) -> LoadedPair:
+        deadline = time.monotonic() + self._settings.resume_seconds
+        while True:
+            try:
+                loaded = self.loaded()
+            except WorkerUnavailable as error:
+                if time.monotonic() >= deadline or self._state == "failed":
+                    raise WorkerLost("the worker died while it held this request", retry_after=1) from error
+                await asyncio.sleep(_POLL_SECONDS)
+                continue
+            if (loaded.info.a, loaded.info.b) != (info.a, info.b):
+                raise WorkerLost("the worker died, and its models changed before it was started again", retry_after=1)
+            self._telemetry.resumed.labels(self.config.name).inc()
+            return loaded
+
     async def run(self) -> None:
         """Keep a worker alive until cancelled. Raises LoadError if the first does not load, CrashLoop later."""
         while True:
@@ -99,11 +122,11 @@ class PairWorker:
             while self._deaths[0] < now - _DEATHS_WINDOW:
                 self._deaths.popleft()
             logger.error("the worker of pair %s ended with code %d", self.config.name, code)
-            if len(self._deaths) >= _MAX_DEATHS:
+            if len(self._deaths) >= self.most_deaths:
                 self._state = "failed"
                 raise CrashLoop(
-                    f"the worker of pair {self.config.name} died {_MAX_DEATHS} times in {_DEATHS_WINDOW / 60:.0f} "
-                    f"minutes, last with code {code}: its log tells why"
+                    f"the worker of pair {self.config.name} died {len(self._deaths)} times "
+                    f"in {_DEATHS_WINDOW / 60:.0f} minutes, last with code {code}: its log tells why"
                 )
             self._telemetry.restarts.labels(self.config.name).inc()
             await asyncio.sleep(_BACKOFF[min(len(self._deaths), len(_BACKOFF)) - 1])
@@ -143,7 +166,7 @@ class PairWorker:
             if self._codec is None or info != self.info:  # a restart nearly always brings the same one back
                 self._codec = await asyncio.to_thread(Codec, info, self._settings.limits.text_chars)
             self.info = info
-            self._loaded = LoadedPair(self.config, info, self._codec, link)
+            self._loaded = LoadedPair(self.config, info, self._codec, link, self)
             self._state = "ready"
             self.first_ready.set()
             for warning in info.warnings:
@@ -155,9 +178,11 @@ class PairWorker:
         """Until the worker ends; kill it when it is silent, or holds jobs without a step, for `step_timeout`."""
         steps, stuck_since = -1, None
         while not await self._ends(ended, link):
+            suspected = link.lost.is_set()
             try:
                 health = await link.health()
-                link.lost.clear()
+                if suspected:  # only an answer asked for since then tells that it lives
+                    link.lost.clear()
             except WorkerUnavailable:
                 health = None
             now = time.monotonic()

@@ -59,7 +59,7 @@ def _generation(request: SwitchRequest, served: ServedPair, ids: list[int]) -> G
         swapped=served.swapped,
     )
     ends = () if sampling.ignore_eos else (*info.a.eos_ids, *info.b.eos_ids)
-    return Generation(served.pair.link, job, served.pair.codec.stream(ends=ends, stop=sampling.stop))
+    return Generation(served.pair, job, served.pair.codec.stream(ends=ends, stop=sampling.stop))
 
 
 def _first_lead(request: SwitchRequest) -> Lead:

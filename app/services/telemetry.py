@@ -26,6 +26,7 @@ class Telemetry:
         self.forwards = counter("forwards", "Forward passes sequences took part in, by role", "role")
         self.switches = counter("switches", "Changes of the lead within a generation")
         self.restarts = counter("worker_restarts", "Workers that died and were started again")
+        self.resumed = counter("resumed", "Requests that went on with another worker after the death of theirs")
         self.lookahead = {name: counter(name, text) for name, text in _LOOKAHEAD.items()}
 
     def page(self) -> bytes:

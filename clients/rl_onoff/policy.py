@@ -23,8 +23,9 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, model_validator
@@ -378,13 +379,19 @@ def step(policy: Policy, state: PolicyState, signals: Signals) -> tuple[PolicySt
     cap = policy.max_b_fraction if isinstance(policy, BudgetedPolicy) else None
     if lead == "b" and cap is not None and (state.by_b + 1) / (state.emitted + 1) > cap:
         lead = "a"
-    return (
-        replace(
-            state,
-            lead=lead,
-            run=state.run + 1 if lead == state.lead else 1,
-            emitted=state.emitted + 1,
-            by_b=state.by_b + (lead == "b"),
-        ),
-        lead,
+    return _after(state, lead), lead
+
+
+def state_after(policy: Policy, leads: Iterable[Lead], first: PolicyState | None = None) -> PolicyState:
+    """The state once these models have led one token each, from `first` (default: the policy's initial state) on."""
+    return reduce(_after, leads, initial_state(policy) if first is None else first)
+
+
+def _after(state: PolicyState, lead: Lead) -> PolicyState:
+    return replace(
+        state,
+        lead=lead,
+        run=state.run + 1 if lead == state.lead else 1,
+        emitted=state.emitted + 1,
+        by_b=state.by_b + (lead == "b"),
     )

@@ -1,0 +1,108 @@
+"""Jobs that outlive their worker: what it still owed is asked of its successor.
+
+Noise is a function of (seed, position) and a policy's state one of the leads so far, so a generation that goes on after
+the tokens already delivered continues as the first worker would have. Rows and measures go on at the next position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import asdict, dataclass, field
+
+import msgspec
+
+from app.services.supervisor import LoadedPair
+from rl_onoff.errors import WorkerLost, WorkerUnavailable
+from rl_onoff.kinds import parse_policy
+from rl_onoff.policy import Lead, PolicyState, state_after
+from workers.wire import (
+    Compare,
+    Done,
+    Frame,
+    Generate,
+    Job,
+    PairInfo,
+    Rows,
+    Score,
+    SwitchGenerate,
+    Tokens,
+    Usage,
+    Values,
+)
+
+
+async def run(pair: LoadedPair, job: Job) -> AsyncGenerator[Frame, None]:
+    """As `Link.run`, whatever becomes of workers in between.
+
+    Raises WorkerLost or WorkerUnavailable when no worker with the same models comes back in time, and when nearly as
+    many die over this job, without a frame in between, as would end the service.
+    """
+    delivered = _Delivered()
+    rest: Job | Done = job
+    deaths = 0
+    while not isinstance(rest, Done):
+        before = msgspec.structs.asdict(delivered.usage), delivered.positions
+        try:
+            async with aclosing(pair.link.run(rest)) as frames:
+                async for frame in frames:
+                    deaths = 0
+                    yield delivered.add(frame, *before)
+            return
+        except (WorkerLost, WorkerUnavailable):
+            deaths += 1
+            if deaths >= pair.worker.most_deaths - 1:  # it may be what kills them: before it ends the service
+                raise
+        pair = await pair.revived()
+        rest = delivered.rest(job, pair.info)
+    yield rest
+
+
+@dataclass(slots=True)
+class _Delivered:
+    """What the client has of a job's answer."""
+
+    ids: list[int] = field(default_factory=list)
+    leads: list[Lead] = field(default_factory=list)
+    positions: int = 0
+    usage: Usage = Usage()  # noqa: RUF009 — frozen
+
+    def add(self, frame: Frame, spent: dict[str, int], positions: int) -> Frame:
+        """The frame as one worker alone would have sent it: cost and positions counted from the job's beginning."""
+        match frame:
+            case Tokens() | Done():
+                own = msgspec.structs.asdict(frame.usage)
+                self.usage = Usage(**{name: own[name] + spent[name] for name in own})
+                if isinstance(frame, Tokens):
+                    self.ids += frame.ids
+                    self.leads += ["b" if lead == "b" else "a" for lead in frame.leads]
+                return msgspec.structs.replace(frame, usage=self.usage)
+            case Rows() | Values():
+                values = frame.token_logprobs if isinstance(frame, Rows) else frame.logprobs_a
+                self.positions = positions + frame.start + values.shape[0]
+                return msgspec.structs.replace(frame, start=positions + frame.start)
+        return frame
+
+    def rest(self, job: Job, info: PairInfo) -> Job | Done:
+        """The job for what is still owed, or its end where only that was."""
+        match job:
+            case Score():
+                start = job.start + self.positions
+                return msgspec.structs.replace(job, start=start) if start < len(job.ids) else Done(self.usage)
+            case Compare():
+                starts = {"a_start": job.a_start + self.positions, "b_start": job.b_start + self.positions}
+                left = len(job.a_ids) - starts["a_start"]
+                return msgspec.structs.replace(job, **starts) if left else Done(self.usage)
+            case Generate():
+                ends = info.a.eos_ids if job.side == "a" else info.b.eos_ids
+                changes = {}
+            case SwitchGenerate():
+                ends = [*info.a.eos_ids, *info.b.eos_ids]
+                first = PolicyState(**job.state) if job.state else None
+                changes = {"state": asdict(state_after(parse_policy(job.policy), self.leads, first))}
+        if self.ids and self.ids[-1] in ends and not job.ignore_eos:
+            return Done(self.usage, "stop")
+        if len(self.ids) == job.max_tokens:
+            return Done(self.usage, "length")
+        owed = job.max_tokens - len(self.ids)
+        return msgspec.structs.replace(job, ids=[*job.ids, *self.ids], max_tokens=owed, **changes)
