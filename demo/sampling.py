@@ -11,6 +11,8 @@ from task import LENGTHS
 from torch import Tensor
 from transformers import DynamicCache, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from workers.backends.hf.slots import cache_keyword
+
 Chooser = Callable[[Tensor], Tensor]
 """From the divergences `[n]` of the next token: whether the other model leads `[n]`."""
 
@@ -46,9 +48,10 @@ class _Reader:
     def __init__(self, model: LlamaForCausalLM, vocab: int) -> None:
         self.model, self.vocab = model, vocab
         self.cache = DynamicCache(config=model.config)
+        self.keyword = cache_keyword(model)
 
     def read(self, ids: Tensor) -> Tensor:
-        output = self.model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        output = self.model(input_ids=ids, use_cache=True, logits_to_keep=1, **{self.keyword: self.cache})
         logits: Tensor = output.logits[:, -1, : self.vocab]
         return logits.float().log_softmax(-1)
 

@@ -99,4 +99,5 @@ async def test_lookahead_equals_lock_step(pair: Pair, policy: dict[str, Any]) ->
         for lookahead in (None, 1, 5, 16):
             other = await run(prompt, seed, lookahead)
             assert other[:2] == (ids, leads)
-            np.testing.assert_allclose(other[2], values, atol=1e-6)
+            # Float32 passes of other shapes round log-probabilities otherwise: a few steps of 2e-6 near -30.
+            np.testing.assert_allclose(other[2], values, rtol=1e-5, atol=1e-6)

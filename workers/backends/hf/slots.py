@@ -7,6 +7,7 @@ Sliding-window layers keep all positions and differ only in their mask.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,11 +100,16 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         return self.store.capacity
 
 
+def cache_keyword(model: Any) -> str:
+    """What the model's `forward` calls its cache: `cache` from transformers 5.24 on, `past_key_values` before."""
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft's forward names nothing
+    return "cache" if "cache" in inspect.signature(plain.forward).parameters else "past_key_values"
+
+
 class SlotCache:
     """The cache of one model and the forward passes through it.
 
-    Passes have at least `least` tokens a row, the rest filled. Low-precision kernels round a pass of one token
-    otherwise than one of many; from four on they were seen to round every token alike (docs/lookahead.md, `strict`).
+    Passes have at least `least` tokens a row, the rest filled.
     """
 
     def __init__(self, model: Any, slots: int, max_len: int, least: int = 1) -> None:
@@ -114,6 +120,7 @@ class SlotCache:
         self._model = model
         self._layers = [_SlotLayer(self) for _ in range(config.num_hidden_layers)]
         self._cache = Cache(layers=self._layers)
+        self._keyword = cache_keyword(model)
         if config._attn_implementation not in ("sdpa", "eager"):
             raise ValueError(f"attention {config._attn_implementation!r} takes no mask of ours; use sdpa or eager")
         self._eager = config._attn_implementation == "eager"
@@ -165,9 +172,9 @@ class SlotCache:
             input_ids=torch.tensor(filled, device=self.device),
             attention_mask=self._masks(positions, length),
             position_ids=positions.clamp(max=self.max_len - 1),  # of fillings alone
-            past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=count - skipped,
+            **{self._keyword: self._cache},
         ).logits
         return [
             row[len(new) - keep - skipped : len(new) - skipped]
