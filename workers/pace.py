@@ -12,52 +12,12 @@ from typing import Final
 import msgspec
 
 from rl_onoff.policy import Lead
+from workers.costs import FittedCosts, PassCosts
 from workers.wire import SwitchGenerate
 
 LEADS: Final[tuple[Lead, Lead]] = ("a", "b")
 #: Lengths of drafts to choose from.
 LENGTHS: Final = (1, 2, 3, 4, 6, 8, 12, 16)
-
-
-class PassCosts:
-    """Seconds of a model's forward pass by how many tokens it computes, `base + slope * tokens`.
-
-    A line through the passes seen, by least squares in which the weight of a pass decays: machines get busy and
-    contexts grow. Until passes of different sizes were seen the slope is what memory-bound models show.
-    """
-
-    DECAY: Final = 0.98
-    SLOPE: Final = 0.03  # of a pass of one token, for each further one
-    PRIOR: Final = 20.0  # squared tokens that the assumed slope weighs
-
-    def __init__(self) -> None:
-        self._weight = self._tokens = self._seconds = 0.0  # the means' weight, and the means
-        self._square = self._product = 0.0  # decayed sums around the means
-        self._line: tuple[float, float, float] | None = None  # replaced at once: another thread reads it
-
-    def observe(self, tokens: int, seconds: float) -> None:
-        if self._line is not None:
-            seconds = min(seconds, 4 * self._at(tokens, self._line))  # a pass that the machine interrupted
-        kept = self._weight * self.DECAY
-        self._weight = kept + 1
-        step, rise = tokens - self._tokens, seconds - self._seconds
-        self._tokens += step / self._weight
-        self._seconds += rise / self._weight
-        self._square = self._square * self.DECAY + step * step * kept / self._weight
-        self._product = self._product * self.DECAY + step * rise * kept / self._weight
-        assumed = self.SLOPE * self._seconds / (1 + self.SLOPE * (self._tokens - 1))
-        slope = (self._product + self.PRIOR * assumed) / (self._square + self.PRIOR)
-        self._line = self._tokens, self._seconds, min(max(slope, 0.0), self._seconds / self._tokens)
-
-    def seconds(self, tokens: int) -> float | None:
-        """None before the first pass."""
-        line = self._line
-        return None if line is None else self._at(tokens, line)
-
-    @staticmethod
-    def _at(tokens: int, line: tuple[float, float, float]) -> float:
-        mean, height, slope = line
-        return max(height + slope * (tokens - mean), 0.05 * height)
 
 
 class Breaks:
@@ -111,10 +71,9 @@ class Pace:
 
     def timed(self, drafter: Lead, count: int, drafting: float, judging: float) -> None:
         """Seconds that the calls of a round took: used where the backend does not time its passes."""
-        if self.paces.times_calls:
-            side = _role(drafter, self.swapped)
-            self.paces.costs[side].observe(1, drafting / count)
-            self.paces.costs["b" if side == "a" else "a"].observe(count, judging)
+        side = _role(drafter, self.swapped)
+        self.paces.fitted[side].observe(1, drafting / count)
+        self.paces.fitted["b" if side == "a" else "a"].observe(count, judging)
 
 
 class Paces:
@@ -123,8 +82,8 @@ class Paces:
     Requests whose drafts are equally long and by one model are judged in one pass, and a pass costs much before it
     computes its first token; so the choice is the one that costs all of them together least per emitted token: n passes
     of the drafter over R tokens, one of the other model over R n, and the judging of R n positions. A request alone is
-    the case R = 1. `passes` are the costs that the backend measures; without them each request stands for itself, at
-    what its calls take.
+    the case R = 1. `passes` are the costs that the backend has measured; without them each request stands for itself,
+    at what its calls take.
     """
 
     #: Requests that began a round by another plan are out of step: a plan is left only for one cheaper by this factor.
@@ -133,8 +92,8 @@ class Paces:
     KEPT: Final = 64
 
     def __init__(self, passes: Mapping[Lead, PassCosts] | None) -> None:
-        self.times_calls = passes is None
-        self.costs: Mapping[Lead, PassCosts] = passes or {"a": PassCosts(), "b": PassCosts()}
+        self.fitted: dict[Lead, FittedCosts] = {"a": FittedCosts(), "b": FittedCosts()}
+        self._passes = passes
         self._judging = 0.0  # seconds a position
         self._running: list[Pace] = []
         self._last: tuple[Lead, int] | None = None
@@ -172,9 +131,10 @@ class Paces:
     def _cost(self, side: Lead, count: int, running: Mapping[tuple[Breaks, Lead, bool], int]) -> float | None:
         """Seconds per emitted token; None while a model's passes are unknown."""
         requests = len(self._running)
-        shared = 1 if self.times_calls else requests  # a call that is timed as a whole stands for itself alone
-        draft = self.costs[side].seconds(shared)
-        judge = self.costs["b" if side == "a" else "a"].seconds(shared * count)
+        shared = requests if self._passes else 1  # a call that is timed as a whole stands for itself alone
+        costs: Mapping[Lead, PassCosts] = self._passes or self.fitted
+        draft = costs[side].seconds(shared, 1)
+        judge = costs["b" if side == "a" else "a"].seconds(shared, count)
         if draft is None or judge is None:
             return None
         seconds = count * draft + judge + shared * count * self._judging

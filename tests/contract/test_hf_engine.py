@@ -15,6 +15,7 @@ from tests.contract.test_backend import GREEDY, gap, tokens
 from workers.backends import load_pair
 from workers.backends.hf.calls import RowsCall
 from workers.backends.hf.engine import _may_wait
+from workers.backends.hf.invariant import make_invariant
 from workers.backends.hf.slots import SlotCache, _SlotLayer
 from workers.wire import Generate, SamplingParams, SwitchGenerate
 
@@ -150,3 +151,18 @@ async def test_calls_at_the_end_are_refused(folders: dict[str, Any]) -> None:
             await sequence.rows([3], 1)
         results = await asyncio.gather(*pending, return_exceptions=True)
     assert all(isinstance(result, ShuttingDown) or len(result) == tiny.MAX_LEN for result in results)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_invariant_products_do_not_depend_on_what_is_beside_them(dtype: torch.dtype) -> None:
+    layers = torch.nn.Sequential(torch.nn.Linear(512, 768), torch.nn.Linear(768, 96)).to(dtype)
+    plain = torch.nn.Sequential(torch.nn.Linear(512, 768), torch.nn.Linear(768, 96)).to(dtype)
+    plain.load_state_dict(layers.state_dict())
+    make_invariant(layers)
+    make_invariant(layers)
+    with torch.inference_mode():
+        rows = torch.randn(3, 47, 512, dtype=dtype)
+        together = layers(rows)
+        for count in (1, 2, 5, 16, 17, 33):
+            assert torch.equal(layers(rows[1, 7 : 7 + count]), together[1, 7 : 7 + count])
+        torch.testing.assert_close(together, plain(rows), rtol=0.02, atol=0.005)

@@ -163,7 +163,6 @@ async def test_what_differs_in_bfloat16_was_within_the_noise(tmp_path: Path) -> 
     # machine and its threads: where one does, it must have been counted.
     wide = tiny.write_pair(tmp_path, "llama", hidden_size=512, intermediate_size=1024, head_dim=128)
     async with loaded(wide, "bfloat16", sequences=8) as pair:
-        assert pair.info.noise["logprob"] > 1e-4
         for job in cases(pair, await typical_divergences(pair), 30, seed=4):
             lockstep = msgspec.structs.replace(job, lookahead=0)
             if (await run(pair, job))[:2] != (await run(pair, lockstep))[:2]:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from rl_onoff.policy import Lead
-from workers.pace import LENGTHS, Paces, PassCosts
+from workers.costs import MeasuredCosts
+from workers.pace import LENGTHS, Paces
 from workers.wire import SamplingParams, SwitchGenerate
 
 
@@ -17,15 +18,13 @@ def job(**fields: Any) -> SwitchGenerate:
     return SwitchGenerate([1], 5, SamplingParams(), **{"policy": {"kind": "always_a"}, **fields})
 
 
-def costs(base: float, slope: float, sizes: tuple[int, ...] = (1, 4, 8)) -> PassCosts:
-    made = PassCosts()
-    for _ in range(10):
-        for tokens in sizes:
-            made.observe(tokens, base + slope * tokens)
-    return made
+def costs(base: float, slope: float) -> MeasuredCosts:
+    return MeasuredCosts({(rows, tokens): base + slope * rows * tokens for rows in (1, 8) for tokens in (1, 4, 16)})
 
 
-async def run(costs_a: PassCosts, costs_b: PassCosts, job: SwitchGenerate, breaks: float, requests: int) -> float:
+async def run(
+    costs_a: MeasuredCosts, costs_b: MeasuredCosts, job: SwitchGenerate, breaks: float, requests: int
+) -> float:
     """Seconds per token of requests side by side whose drafts break with a constant probability."""
     paces = Paces({"a": costs_a, "b": costs_b})
     rng = random.Random(1)
@@ -37,18 +36,12 @@ async def run(costs_a: PassCosts, costs_b: PassCosts, job: SwitchGenerate, break
             assert len(set(plans)) == 1  # side by side they draft alike
             drafter, count = plans[0]
             passes = (costs_a, costs_b) if drafter == "a" else (costs_b, costs_a)
-            seconds += count * known(passes[0], requests) + known(passes[1], requests * count)
+            seconds += count * passes[0].seconds(requests, 1) + passes[1].seconds(requests, count)
             for pace in running:
                 kept = next((i + 1 for i in range(count) if rng.random() < breaks), count + 1)
                 made += min(kept, count)
                 pace.breaks.walked("a", drafter, min(kept, count), kept > count)
     return seconds / made
-
-
-def known(fitted: PassCosts, tokens: int) -> float:
-    seconds = fitted.seconds(tokens)
-    assert seconds is not None
-    return seconds
 
 
 @pytest.mark.parametrize("requests", [1, 8])
@@ -65,41 +58,8 @@ async def test_never_much_dearer_than_token_by_token() -> None:
     for slope in (0.0, 0.1, 0.5):
         for breaks in (0.02, 0.3, 0.9):
             a, b = costs(1, slope), costs(1, slope)
-            lockstep = (known(a, 8) + known(b, 8)) / 8
+            lockstep = (a.seconds(8, 1) + b.seconds(8, 1)) / 8
             assert await run(a, b, job(), breaks, 8) < 1.05 * lockstep
-
-
-def test_costs_are_a_line_through_the_passes_seen() -> None:
-    assert PassCosts().seconds(1) is None
-    fitted = costs(0.03, 0.002, (8, 32, 64))
-    for tokens in (1, 8, 50, 128):
-        assert fitted.seconds(tokens) == pytest.approx(0.03 + 0.002 * tokens, rel=0.02)
-
-
-def test_passes_of_one_size_leave_the_assumed_slope() -> None:
-    fitted = costs(1.0, 0.0, (1,))
-    assert fitted.seconds(1) == pytest.approx(1.0)
-    assert fitted.seconds(11) == pytest.approx(1 + 10 * PassCosts.SLOPE)
-
-
-def test_costs_follow_the_machine_but_not_one_stray_pass() -> None:
-    fitted = costs(1.0, 0.01)
-    before = fitted.seconds(8)
-    assert before is not None
-    fitted.observe(8, 1000.0)
-    after = fitted.seconds(8)
-    assert after is not None
-    assert after < 1.3 * before
-    for _ in range(200):
-        fitted.observe(8, 3.0)
-    assert fitted.seconds(8) == pytest.approx(3.0, rel=0.05)
-
-
-def test_costs_never_fall_below_nothing() -> None:
-    falling = PassCosts()
-    for tokens, seconds in ((1, 1.0), (100, 0.1)) * 20:
-        falling.observe(tokens, seconds)
-        assert (falling.seconds(1000) or 0) > 0
 
 
 async def test_b_may_draft_where_it_leads() -> None:
@@ -133,7 +93,7 @@ async def test_a_short_rest_is_drafted_short() -> None:
 
 
 async def test_a_swapped_request_is_drafted_by_its_own_a() -> None:
-    passes: dict[Lead, PassCosts] = {"a": costs(1, 0), "b": costs(3, 0)}
+    passes: dict[Lead, MeasuredCosts] = {"a": costs(1, 0), "b": costs(3, 0)}
     counts = []
     for swapped in (False, True):
         async with Paces(passes).running(job(swapped=swapped)) as pace:
@@ -160,10 +120,9 @@ async def test_policies_learn_apart_and_are_not_kept_for_ever() -> None:
         assert pace.breaks is not first.breaks
 
 
-async def test_calls_are_timed_where_passes_are_not() -> None:
-    for passes in (None, {"a": PassCosts(), "b": PassCosts()}):
-        paces = Paces(passes)  # type: ignore[arg-type]
-        async with paces.running(job(swapped=True)) as pace:
-            pace.timed("a", 4, 4.0, 3.0)
-        assert paces.costs["b"].seconds(1) == (1.0 if passes is None else None)
-        assert paces.costs["a"].seconds(4) == (3.0 if passes is None else None)
+async def test_calls_are_timed_where_no_passes_were_measured() -> None:
+    paces = Paces(None)
+    async with paces.running(job(swapped=True)) as pace:
+        pace.timed("a", 4, 4.0, 3.0)
+    assert paces.fitted["b"].seconds(1, 1) == 1.0
+    assert paces.fitted["a"].seconds(1, 4) == 3.0

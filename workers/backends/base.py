@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from rl_onoff.policy import Lead
-from workers.pace import PassCosts
+from workers.costs import PassCosts
 from workers.wire import ModelInfo, PairInfo, SamplingParams
 
 Ids = Sequence[int]
@@ -113,7 +113,7 @@ class Pair(Protocol):
 
     @property
     def pass_costs(self) -> Mapping[Lead, PassCosts] | None:
-        """What the forward passes of either model cost, where the backend times them."""
+        """What the forward passes of either model cost, where the backend has measured it."""
         ...
 
     async def compute(self, function: Callable[..., T], *args: Any) -> T:

@@ -26,10 +26,6 @@ class BatchedModel(Protocol):
         """One pass for planned calls of one shape: their rows, or None for a call that needs further passes."""
         ...
 
-    def timed(self, calls: list[RowsCall], seconds: float) -> None:
-        """How long that pass took, with the NaN check and the draws that follow it."""
-        ...
-
     def discard(self, call: RowsCall) -> None:
         """The call failed over its own rows: nothing of its sequence may be used again."""
         ...

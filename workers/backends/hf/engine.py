@@ -122,7 +122,6 @@ class Engine:
         for calls in groups.values():
             self.steps += 1
             calls.sort(key=lambda call: call.slot.index)  # neighbouring slots are read in place
-            begin = time.perf_counter()
             batch, error = _attempt(partial(calls[0].model.forward, calls))
             for call, rows in zip(calls, batch or [None] * len(calls), strict=True):
                 call.passes += 1
@@ -136,8 +135,6 @@ class Engine:
                     unfinished.append(call)
                 else:
                     finished.append((call.future, answer, own))
-            if error is None:
-                calls[0].model.timed(calls, time.perf_counter() - begin)
         self._deliver(finished)
         return unfinished
 

@@ -63,7 +63,9 @@ def load_model(spec: ModelSpec, *, trust_remote_code: bool, float32_head: bool) 
     return Loaded(model, tokenizer, folder)
 
 
-class _Float32Head(torch.nn.Module):
+class Float32Head(torch.nn.Module):
+    """An output embedding in float32 over hidden states of any dtype."""
+
     def __init__(self, head: torch.nn.Linear) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(head.weight.detach().float(), requires_grad=False)
@@ -78,7 +80,7 @@ def upcast_head(model: Any) -> None:
     """Replace the output embedding by a float32 copy (which unties it from the input embedding)."""
     head = model.get_output_embeddings()
     if isinstance(head, torch.nn.Linear):
-        model.set_output_embeddings(_Float32Head(head))
+        model.set_output_embeddings(Float32Head(head))
 
 
 def fingerprint(*folders: Path) -> str:

@@ -14,7 +14,6 @@ from workers.backends.base import Draft, Ids
 from workers.backends.hf.calls import DraftCall, RowsCall
 from workers.backends.hf.engine import Engine
 from workers.backends.hf.slots import Slot, SlotCache
-from workers.pace import PassCosts
 from workers.wire import ModelInfo, SamplingParams
 
 #: Tokens of a long prefix computed in one forward pass.
@@ -37,7 +36,6 @@ class HFModel:
     ) -> None:
         self.info = info
         self.engine = engine
-        self.costs = PassCosts()
         self._scope = scope
         self._cache = SlotCache(model, sequences, info.max_len, least)
         self._free = [Slot(i) for i in range(sequences)]
@@ -107,11 +105,6 @@ class HFModel:
             self._rows(row, call.logits) if call.end == len(call.ids) else None
             for row, call in zip(logits, calls, strict=True)
         ]
-
-    def timed(self, calls: list[RowsCall], seconds: float) -> None:
-        longest = max(call.end - call.first for call in calls)
-        if longest <= RAGGED:
-            self.costs.observe(len(calls) * longest, seconds)
 
     def discard(self, call: RowsCall) -> None:
         self._cache.clear(call.slot)

@@ -17,17 +17,18 @@ from rl_onoff.version import __version__
 from workers.backends.hf import load as loading
 from workers.backends.hf import vocabulary as vocabularies
 from workers.backends.hf.engine import Engine
+from workers.backends.hf.invariant import make_invariant
 from workers.backends.hf.load import Loaded
 from workers.backends.hf.model import HFModel
-from workers.backends.hf.selfcheck import check_cache, memory_warnings, noise_floors
+from workers.backends.hf.selfcheck import check_cache, memory_warnings, noise_floors, pass_costs
 from workers.backends.hf.vocabulary import kept_eos
-from workers.pace import PassCosts
+from workers.costs import PassCosts
 from workers.wire import ModelInfo, ModelSpec, PairInfo, WorkerSpec
 
 T = TypeVar("T")
 
 
-#: Tokens a row of a pass under `strict`.
+#: Tokens of a sequence in a pass under `strict`, at least: attention to one token has kernels of its own.
 _STRICT_TOKENS = 4
 
 
@@ -36,8 +37,8 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     float32_head: logits in float32 whatever the model's dtype. threads: torch's CPU threads (default: torch's own).
     allow_extra_tokens: serve a pair of which one tokenizer has ids the other lacks; these are cut from both.
-    strict: every pass takes the shape in which a row does not depend on how many tokens are computed with it, so that
-    lookahead equals lock-step in half precision too. Costs what docs/lookahead.md measured.
+    strict: rows do not depend on what is computed with them, so that lookahead equals lock-step in half precision too.
+    Costs what docs/lookahead.md measured.
     """
 
     float32_head: bool = True
@@ -47,9 +48,11 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class HFPair:
-    def __init__(self, info: PairInfo, engine: Engine, a: HFModel, b: HFModel) -> None:
+    def __init__(
+        self, info: PairInfo, engine: Engine, a: HFModel, b: HFModel, pass_costs: Mapping[Lead, PassCosts]
+    ) -> None:
         self.info, self._engine, self.a, self.b = info, engine, a, b
-        self.pass_costs: Mapping[Lead, PassCosts] = {"a": a.costs, "b": b.costs}
+        self.pass_costs = pass_costs
 
     @property
     def steps(self) -> int:
@@ -85,12 +88,17 @@ def load(spec: WorkerSpec) -> HFPair:
         with scope():
             check_cache(one.model, info)
     least = _STRICT_TOKENS if options.strict else 1
-    noise = noise_floors([one.model for one in (a, b)], infos, scopes, least)
+    both = [a.model, b.model]
+    if options.strict:
+        for model in both:
+            make_invariant(model)
+    noise = noise_floors(both, infos, scopes, least, spec.sequences)
+    costs = pass_costs(both, infos, scopes, least, spec.sequences)
     engine = Engine()
-    models = [
+    model_a, model_b = (
         HFModel(one.model, info, engine, spec.sequences, scope, least)
         for one, info, scope in zip((a, b), infos, scopes, strict=True)
-    ]
+    )
     return HFPair(
         PairInfo(
             name=spec.pair,
@@ -100,11 +108,13 @@ def load(spec: WorkerSpec) -> HFPair:
             b=infos[1],
             tokenizer=vocabularies.tokenizer_json(a.tokenizer, spec.a.name),
             special_tokens={k: v for k, v in a.tokenizer.special_tokens_map.items() if isinstance(v, str)},
-            warnings=[*vocabulary.warnings, *memory_warnings([a.model, b.model], infos, spec.sequences)],
+            warnings=[*vocabulary.warnings, *memory_warnings(both, infos, spec.sequences)],
             noise=noise,
         ),
         engine,
-        *models,
+        model_a,
+        model_b,
+        costs,
     )
 
 

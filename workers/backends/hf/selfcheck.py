@@ -1,8 +1,10 @@
-"""What is tried out when a pair is loaded: that the cache gives the model's rows, and how far rounding moves them."""
+"""What is tried out when a pair is loaded: that the cache gives the model's rows, how far rounding moves them, and what
+passes cost."""
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -11,12 +13,18 @@ from typing import Any
 import torch
 
 from rl_onoff.errors import UnsupportedModel
+from rl_onoff.policy import Lead
 from workers import noise, sampling
 from workers.backends.hf.slots import Slot, SlotCache
+from workers.costs import MeasuredCosts
 from workers.wire import ModelInfo, SamplingParams
 
 #: Tokens, and how many of them go into one pass, when rounding is measured.
 _SAMPLE, _TOGETHER = 32, 8
+#: Passes that are timed: this many sequences at most, with each of these numbers of tokens.
+_ROWS, _TOKENS = 8, (1, 2, 4, 8, 16)
+#: They are repeated until one of these is reached.
+_REPEATS, _SECONDS = 5, 3.0
 
 
 @torch.inference_mode()
@@ -74,24 +82,74 @@ def noise_floors(
     infos: Sequence[ModelInfo],
     scopes: Sequence[Callable[[], AbstractContextManager[Any]]],
     least: int,
+    sequences: int,
 ) -> dict[str, float]:
-    """How far signals move between passes of one token and passes of many, over a text that A writes."""
+    """How far signals move with the shape of the pass, over a text that A writes.
+
+    Passes of one token are compared with passes of several tokens of one sequence and of several sequences.
+    """
     count = min(_SAMPLE, infos[0].max_len - 1, infos[1].max_len - 1)
     text: list[int] = [0]
-    both = []
+    shapes = []
     for model, info, scope in zip(models, infos, scopes, strict=True):
-        rows = partial(_rows, SlotCache(model, 1, info.max_len, least), Slot(0), info.vocab_size)
+        beside = min(sequences, _ROWS)
+        cache, slots = SlotCache(model, beside, info.max_len, least), [Slot(i) for i in range(beside)]
+        rows = partial(_rows, cache, info.vocab_size)
         with scope():
             alone = []
             for t in range(count):
-                alone.append(rows(text[t : t + 1], t))
+                alone.append(rows(slots[:1], text[t : t + 1], t))
                 if len(text) <= count:  # A writes, B reads
                     text += sampling.choose(alone[-1], SamplingParams(), [t + 1])
-            many = [rows(text[t : min(t + _TOGETHER, count)], t) for t in range(0, count, _TOGETHER)]
-        both.append((torch.cat(alone).cpu(), torch.cat(many).cpu()))
-    return noise.measured(*both)
+            parts = [(t, text[t : min(t + _TOGETHER, count)]) for t in range(0, count, _TOGETHER)]
+            many = [rows(slots[:1], tokens, t) for t, tokens in parts]
+            many_beside = [rows(slots, tokens, t) for t, tokens in parts]
+        shapes.append([torch.cat(one).cpu() for one in (alone, many, many_beside)])
+    floors = [noise.measured((a[0], a[i]), (b[0], b[i])) for a, b in [shapes] for i in (1, 2)]
+    return {name: max(floor[name] for floor in floors) for name in floors[0]}
 
 
-def _rows(cache: SlotCache, slot: Slot, vocab_size: int, tokens: list[int], start: int) -> torch.Tensor:
-    logits = cache.forward([slot], [tokens], [start], [len(tokens)])[0]
+def _rows(cache: SlotCache, vocab_size: int, slots: list[Slot], tokens: list[int], start: int) -> torch.Tensor:
+    """The first slot's rows of a pass that gives all slots the same tokens."""
+    n = len(slots)
+    logits = cache.forward(slots, [tokens] * n, [start] * n, [len(tokens)] * n)[0]
     return logits[:, :vocab_size].float().log_softmax(-1)
+
+
+@torch.inference_mode()
+def pass_costs(
+    models: Sequence[Any],
+    infos: Sequence[ModelInfo],
+    scopes: Sequence[Callable[[], AbstractContextManager[Any]]],
+    least: int,
+    sequences: int,
+) -> dict[Lead, MeasuredCosts]:
+    """What passes of one sequence and of several cost, each the least of a few times.
+
+    The sizes of both models take turns, so that a machine that gets busy meanwhile slows all alike: what lookahead
+    chooses by are ratios.
+    """
+    rows = min(sequences, _ROWS)
+    sizes = [(n, tokens) for n in sorted({1, rows}) for tokens in _TOKENS if tokens < min(i.max_len for i in infos)]
+    caches = [SlotCache(model, rows, info.max_len, least) for model, info in zip(models, infos, strict=True)]
+    slots = [Slot(i) for i in range(rows)]
+    seconds: tuple[dict[tuple[int, int], float], ...] = ({}, {})
+    begin = time.perf_counter()
+    for repeat in range(_REPEATS):
+        for size in sizes:
+            for cache, scope, info, least_of in zip(caches, scopes, infos, seconds, strict=True):
+                with scope():
+                    took = _timed_pass(cache, slots[: size[0]], size[1], info.vocab_size)
+                least_of[size] = min(took, least_of.get(size, took))
+        if repeat >= 2 and time.perf_counter() - begin > _SECONDS:
+            break
+    return {"a": MeasuredCosts(seconds[0]), "b": MeasuredCosts(seconds[1])}
+
+
+def _timed_pass(cache: SlotCache, slots: list[Slot], tokens: int, vocab_size: int) -> float:
+    n = len(slots)
+    begin = time.perf_counter()
+    for logits in cache.forward(slots, [[0] * tokens] * n, [0] * n, [tokens] * n):
+        # As the engine does with every pass; to read the answer waits for the device.
+        logits[:, :vocab_size].float().log_softmax(-1).amax(-1).isnan().any().item()
+    return time.perf_counter() - begin
