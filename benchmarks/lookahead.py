@@ -52,9 +52,30 @@ async def run(pair: Pair, job: Any) -> tuple[list[int], str, list[float], Any]:
     return ids, leads, values, usage
 
 
+class ForwardClock:
+    """Seconds spent in the models' forward passes, drawing and judging left out."""
+
+    def __init__(self, pair: Any) -> None:
+        self.seconds = 0.0
+        for model in (pair.a, pair.b):
+            model.forward = self._timed(model.forward)
+
+    def _timed(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            begin = time.perf_counter()
+            rows = forward(*args)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.seconds += time.perf_counter() - begin
+            return rows
+
+        return run
+
+
 class Bench:
-    def __init__(self, pair: Pair, plain_a: Any, plain_b: Any, batch: int, tokens: int) -> None:
-        self.pair, self.plain = pair, (plain_a, plain_b)
+    def __init__(self, pair: Pair, strict: Pair, plain_a: Any, plain_b: Any, batch: int, tokens: int) -> None:
+        self.pair, self.strict, self.plain = pair, strict, (plain_a, plain_b)
+        self.clock = ForwardClock(pair)
         self.prompts, self.tokens = prompts(batch), tokens
         self.on = 0.0
 
@@ -75,12 +96,19 @@ class Bench:
             )
         )
         values = sorted(value for trace in traces for value in trace[2])
-        self.on = values[min(len(values) - 1, round((1 - share) * len(values)))]
-        leads = "".join(result[1] for result in await self.switched(None))
-        return leads.count("b") / len(leads)
+        tried: list[tuple[float, float, float]] = []  # distance from the share asked for, threshold, share
+        above = share
+        for _ in range(4):
+            self.on = values[min(len(values) - 1, round((1 - above) * len(values)))]
+            leads = "".join(result[1] for result in await self.switched(None))
+            got = leads.count("b") / len(leads)
+            tried.append((abs(got - share), self.on, got))
+            above = min(0.9, above * max(0.3, min(3.0, share / got if got else 3.0)))
+        _, self.on, got = min(tried)
+        return got
 
-    async def switched(self, lookahead: int | None) -> list[Any]:
-        return await asyncio.gather(*(run(self.pair, job) for job in self.jobs(lookahead)))
+    async def switched(self, lookahead: int | None, pair: Pair | None = None) -> list[Any]:
+        return await asyncio.gather(*(run(pair or self.pair, job) for job in self.jobs(lookahead)))
 
     async def alone(self, side: Lead, requests: int | None = None) -> list[Any]:
         prompts = self.prompts[:requests]
@@ -128,16 +156,24 @@ async def measure(bench: Bench, rounds: int, full: bool) -> dict[str, Any]:
     if requests > 1:
         contenders["a_alone_one_request"] = lambda: bench.alone("a", 1)
     if full:
-        contenders |= {"transformers_a": bench.transformers, "naive": bench.naive}
+        contenders |= {
+            "transformers_a": bench.transformers,
+            "naive": bench.naive,
+            "strict_lockstep": lambda: bench.switched(0, bench.strict),
+            "strict_adaptive": lambda: bench.switched(None, bench.strict),
+        }
+    outside: dict[str, list[float]] = {name: [] for name in ("lockstep", "adaptive", "a_alone")}
     times: dict[str, list[float]] = {name: [] for name in contenders}
     reference: list[Any] = []
     differing = 0
     usage: list[Any] = []
     for _ in range(rounds):
         for name, contender in contenders.items():
-            begin = time.perf_counter()
+            begin, in_forwards = time.perf_counter(), bench.clock.seconds
             result = await contender()
             elapsed = time.perf_counter() - begin
+            if name in outside:
+                outside[name].append(elapsed - (bench.clock.seconds - in_forwards))
             # What each would take for all the tokens.
             times[name].append(elapsed * {"naive": 4, "a_alone_one_request": requests}.get(name, 1))
             if name == "lockstep":
@@ -166,8 +202,11 @@ async def measure(bench: Bench, rounds: int, full: bool) -> dict[str, Any]:
             if requests > 1
             else None
         ),
+        "outside_forwards_ms_per_token": {
+            name: round(1e3 * statistics.median(column) / made, 2) for name, column in outside.items()
+        },
         "runs_differing_from_lockstep": differing,
-        "accepted_of_drafted": round(sum(u.accepted for u in usage) / drafted, 3),
+        "accepted_of_drafted": round(sum(u.accepted for u in usage) / drafted, 3) if drafted else None,
         "tokens_per_b_forward": round(made / sum(u.b_forwards for u in usage), 2),
     }
 
@@ -181,18 +220,18 @@ async def main(options: argparse.Namespace) -> None:
                 folder = Path(name)
                 build(folder, layers=options.layers, hidden=options.hidden, ratio=ratio, triggers=share, dtype=dtype)
                 sides = [ModelSpec(side, str(folder / side), device=options.device) for side in "ab"]
-                spec = WorkerSpec(
-                    "bench", "hf", "", *sides, sequences=max(options.batch), options={"strict": options.strict}
+                pair, strict = (
+                    load_pair(WorkerSpec("bench", "hf", "", *sides, sequences=max(options.batch), options=extra))
+                    for extra in ({}, {"strict": True})
                 )
-                pair = load_pair(spec)
                 plain = [
                     AutoModelForCausalLM.from_pretrained(folder / side, dtype=dtype).eval().to(options.device)
                     for side in "ab"
                 ]
                 for batch in options.batch:
-                    bench = Bench(pair, *plain, batch, options.tokens)
+                    bench = Bench(pair, strict, *plain, batch, options.tokens)
                     got = await bench.calibrate(share)
-                    result = await measure(bench, options.rounds, full=share == options.shares[0] and batch == 1)
+                    result = await measure(bench, options.rounds, full=share == options.shares[0])
                     line = {
                         "ratio": ratio,
                         "share_asked": share,
@@ -201,13 +240,13 @@ async def main(options: argparse.Namespace) -> None:
                         "tokens": options.tokens,
                         "rounds": options.rounds,
                         "dtype": options.dtype,
-                        "strict": options.strict,
                         "parameters": [pair.info.a.parameters, pair.info.b.parameters],
                         "machine": f"{platform.machine()} {options.device}, {options.threads} threads",
                         **result,
                     }
                     print(json.dumps(line), flush=True)
                 await pair.close()
+                await strict.close()
 
 
 if __name__ == "__main__":
@@ -222,5 +261,4 @@ if __name__ == "__main__":
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--strict", action="store_true")
     asyncio.run(main(parser.parse_args()))
