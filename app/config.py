@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from app import keys
 from rl_onoff.errors import ConfigurationError
 
 _DEMO = Path(__file__).resolve().parent.parent / "demo"
@@ -104,6 +105,10 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535, description="0: any free port")
     pairs: tuple[PairConfig, ...] = Field(default_factory=lambda: (_demo_pair(),), min_length=1)
     limits: Limits = Limits()
+    api_keys: Annotated[tuple[bytes, ...], NoDecode] = Field(
+        default=(), repr=False, description="comma-separated in the environment; kept as SHA-256 digests"
+    )
+    api_keys_file: Path | None = Field(default=None, description="keys, one a line, read when the service starts")
     allow_unauthenticated: bool = Field(default=False, description="serve beyond loopback without API keys")
     drain_seconds: float = Field(default=30, ge=0, description="what running requests get after SIGTERM")
     stop_seconds: float = Field(default=5, ge=0, description="what a worker gets between SIGTERM and SIGKILL")
@@ -116,6 +121,21 @@ class Settings(BaseSettings):
     )
     ping_seconds: float = Field(default=15, gt=0, description="between comments in an idle event stream")
     send_seconds: float = Field(default=30, gt=0, description="a client that reads nothing for so long is cut off")
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _digests(cls, given: object) -> object:
+        named = [key.strip() for key in given.split(",")] if isinstance(given, str) else given
+        if not isinstance(named, list | tuple):
+            raise ValueError("must be keys separated by commas, or a list of them")
+        if not all(isinstance(key, str) for key in named):
+            raise ValueError("a key is text")
+        return tuple(keys.digest(key) for key in named)
+
+    @property
+    def key_digests(self) -> tuple[bytes, ...]:
+        """Of all API keys. Raises ConfigurationError where their file cannot be read."""
+        return (*self.api_keys, *(keys.read(self.api_keys_file) if self.api_keys_file else ()))
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
@@ -162,7 +182,7 @@ def pair_settings(
 
 def check_exposure(settings: Settings) -> None:
     """Raises ConfigurationError where the service would listen to strangers without asking who they are."""
-    if settings.allow_unauthenticated or settings.host == "localhost":
+    if settings.key_digests or settings.allow_unauthenticated or settings.host == "localhost":
         return
     try:
         loopback = ipaddress.ip_address(settings.host).is_loopback
@@ -170,8 +190,9 @@ def check_exposure(settings: Settings) -> None:
         loopback = False
     if not loopback:
         raise ConfigurationError(
-            f"{settings.host} can be reached from other machines and the service asks for no key: serve on 127.0.0.1, "
-            "or set RL_ONOFF_ALLOW_UNAUTHENTICATED=1 where the network itself keeps strangers out"
+            f"{settings.host} can be reached from other machines and the service asks for no key: set "
+            "RL_ONOFF_API_KEYS or RL_ONOFF_API_KEYS_FILE, serve on 127.0.0.1, or set "
+            "RL_ONOFF_ALLOW_UNAUTHENTICATED=1 where the network itself keeps strangers out"
         )
 
 

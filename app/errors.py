@@ -43,6 +43,8 @@ class ProblemResponse(Response):
     def __init__(self, error: OnOffError, scope: Scope, headers: Mapping[str, str] | None = None) -> None:
         # ASCII, so that no text from a request can fail to encode.
         super().__init__(json.dumps(problem(error, scope)), status_code=error.status, headers=headers)
+        if error.status == 401:
+            MutableHeaders(raw=self.raw_headers)["WWW-Authenticate"] = "Bearer"
         if error.status in (429, 503):
             MutableHeaders(raw=self.raw_headers)["Retry-After"] = str(max(1, math.ceil(error.retry_after or 1)))
 

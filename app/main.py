@@ -18,6 +18,7 @@ from starlette.responses import Response
 from app import errors
 from app.config import Settings, check_exposure
 from app.deps import Service
+from app.keys import Keys
 from app.middleware import Admission, Boundary
 from app.routes import distributions, divergence, generate, switch, system
 from app.server import Server, bound
@@ -60,6 +61,7 @@ def create_app(settings: Settings) -> FastAPI:
     errors.install(app)
     app.add_exception_handler(ClientGone, _no_one)
     app.add_middleware(Admission, limits=settings.limits, drain=service.drain)
+    app.add_middleware(Keys, digests=settings.key_digests)
     app.add_middleware(Boundary, send_seconds=settings.send_seconds)  # the last one added is the outermost
     for module in (generate, distributions, divergence, switch, system):
         app.include_router(module.router)
