@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,9 @@ from tests.contract import tiny
 from workers.backends import load_pair
 from workers.backends.base import Pair
 from workers.wire import ModelSpec, WorkerSpec
+
+#: The backend under test: a module of `tests.contract.backends`, named by the environment.
+BACKEND: Any = importlib.import_module(f"tests.contract.backends.{os.environ.get('RL_ONOFF_TEST_BACKEND', 'hf')}")
 
 
 @dataclass(frozen=True)
@@ -59,15 +64,16 @@ class Case:
 
 def spec(a: Path, b: Path, **fields: Any) -> WorkerSpec:
     side = {"device": "cpu"}
-    return WorkerSpec("p", "hf", "", ModelSpec("a", str(a), **side), ModelSpec("b", str(b), **side), **fields)
+    return WorkerSpec("p", BACKEND.NAME, "", ModelSpec("a", str(a), **side), ModelSpec("b", str(b), **side), **fields)
 
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
-    return {name: tiny.write_pair(tmp_path_factory.mktemp(name), name) for name in tiny.ARCHITECTURES}
+    changes: dict[str, dict[str, Any]] = BACKEND.ARCHITECTURES
+    return {name: tiny.write_pair(tmp_path_factory.mktemp(name), name, **changes[name]) for name in changes}
 
 
-@pytest.fixture(params=tiny.ARCHITECTURES)
+@pytest.fixture(params=BACKEND.ARCHITECTURES)
 async def case(request: pytest.FixtureRequest, folders: dict[str, tuple[Path, Path]]) -> AsyncIterator[Case]:
     a, b = folders[request.param]
     pair = load_pair(spec(a, b, sequences=4))

@@ -32,6 +32,28 @@ async def rows_are_right(case: Case, ids: list[int]) -> None:
         assert gap(await sequence.rows(ids[:-3], 1), want[:-3]) < 1e-5
 
 
+async def test_a_prefix_is_computed_once(llama: Case) -> None:
+    ids = llama.prompt(40)
+    fed: list[int] = []
+    model = llama.pair.a
+    forward = model._cache.forward  # type: ignore[attr-defined]
+    model._cache.forward = lambda slots, new, *rest: (fed.append(len(new[0])), forward(slots, new, *rest))[1]  # type: ignore[attr-defined]
+    async with model.sequence() as sequence:
+        for end in range(30, 41):
+            await sequence.rows(ids[:end], end)
+    async with model.sequence() as sequence:  # another sequence with the same prefix
+        await sequence.rows(ids, 40)
+    assert fed == [30] + [1] * 11
+
+
+async def test_a_long_prefix_is_computed_in_chunks(llama: Case, monkeypatch: Any) -> None:
+    monkeypatch.setattr("workers.backends.hf.model.PREFILL_CHUNK", 16)
+    ids = llama.prompt(200)
+    want = llama.plain_rows(llama.plain_a, ids)
+    async with llama.pair.a.sequence() as sequence:
+        assert gap(await sequence.rows(ids, 195), want[194:]) < 1e-5
+
+
 async def test_a_growing_cache_keeps_what_it_holds(llama: Case, monkeypatch: Any) -> None:
     monkeypatch.setattr("workers.backends.hf.slots._BUCKET", 4)
     ids = llama.prompt(120)
