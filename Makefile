@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench clean
+.PHONY: help setup demo test test-sglang check format bench clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -27,6 +27,26 @@ demo: setup ## serve the shipped pair and show the main job (DEMO_ONCE=1: stop a
 test: setup ## run the tests
 	$(BIN)/python -m pytest
 
+# SGLang's pins and the service's cannot share an environment. Two minutes to install, 2 GB.
+SGLANG_VENV ?= .venv-sglang
+SGLANG_STAMP := $(SGLANG_VENV)/.installed
+
+$(SGLANG_STAMP): tests/sglang/requirements.txt pyproject.toml
+	test -x $(SGLANG_VENV)/bin/python || $(PYTHON) -m venv $(SGLANG_VENV)
+	$(SGLANG_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(SGLANG_VENV)/bin/python -m pip install --quiet $(TORCH)
+	$(SGLANG_VENV)/bin/python -m pip install --quiet --requirement tests/sglang/requirements.txt
+	$(SGLANG_VENV)/bin/python -m pip install --quiet --no-deps sglang==0.5.23 xgrammar==0.2.7 --editable .
+	$(SGLANG_VENV)/bin/python tests/sglang/install_stubs.py
+	@touch $(SGLANG_STAMP)
+
+# A server takes most of its start, and of the memory, to import SGLang: tests share servers (backends/sglang.py).
+test-sglang: setup $(SGLANG_STAMP) ## run the SGLang backend's tests, in an environment of their own
+	RL_ONOFF_TEST_BACKEND=sglang OMP_NUM_THREADS=1 $(SGLANG_VENV)/bin/python -m pytest \
+		-p tests.contract.backends.sglang tests/contract/test_backend.py tests/contract/test_lookahead.py \
+		tests/contract/test_demo_pair.py tests/sglang/engine
+	RL_ONOFF_SGLANG_PYTHON=$(CURDIR)/$(SGLANG_VENV)/bin/python $(BIN)/python -m pytest tests/sglang/service
+
 check: setup ## format, lint, types, import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -41,4 +61,4 @@ bench: setup ## measure lookahead (minutes; see benchmarks/)
 	$(BIN)/python -m benchmarks.lookahead
 
 clean: ## remove the environment and caches
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(SGLANG_VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -45,6 +45,9 @@ class PairConfig(_Section):
     name: Name
     backend: Literal["hf", "table", "vllm", "sglang"] = "hf"
     launch: Literal["local"] = "local"
+    python: str | None = Field(
+        default=None, description="the interpreter its worker runs in: vLLM and SGLang need environments of their own"
+    )
     a: ModelConfig
     b: ModelConfig
     sequences: int = Field(default=16, ge=1, description="sequences in flight at once")
@@ -61,6 +64,11 @@ class PairConfig(_Section):
         if self.model_a == self.model_b:
             raise ValueError(f"both models are called {self.model_a}")
         return self
+
+    @field_validator("python")
+    @classmethod
+    def _at_home(cls, python: str | None) -> str | None:
+        return None if python is None else os.path.expanduser(python)
 
     @property
     def model_a(self) -> str:

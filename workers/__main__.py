@@ -1,7 +1,8 @@
 """`python -m workers`: read a `WorkerSpec` from standard input, load the pair, serve it.
 
 Standard input stays open as long as the parent lives: its end is the parent's death, and this process's. A pair
-that cannot be loaded is reported as one line of JSON (a problem) on standard output and exit code 3.
+that cannot be loaded is reported as one line of JSON (a problem) on standard output and exit code 3; one whose engine
+has ended, by exit code 4.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from pathlib import Path
 
 import msgspec
 
-from rl_onoff.errors import ConfigurationError, LoadError
+from rl_onoff.errors import ConfigurationError, LoadError, WorkerLost
 from workers.backends import load_pair
 from workers.host import serve
 from workers.wire import WorkerSpec
 
 EXIT_LOAD_FAILED = 3
+EXIT_LOST = 4
 _PR_SET_PDEATHSIG = 1
 
 
@@ -60,6 +62,9 @@ def main() -> int:
         return EXIT_LOAD_FAILED
     try:
         asyncio.run(serve(pair, spec.socket))
+    except WorkerLost as error:
+        logging.getLogger("rl_onoff.worker").error("%s: this worker ends", error.detail)
+        return EXIT_LOST
     finally:
         Path(spec.socket).unlink(missing_ok=True)
     return 0

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 import msgspec
 from aiohttp import web
 
-from rl_onoff.errors import InternalError, InvalidField, OnOffError, OutOfMemory
+from rl_onoff.errors import InternalError, InvalidField, OnOffError, OutOfMemory, WorkerLost
 from workers import generation, lockstep, lookahead, scoring
 from workers.backends.base import Pair
 from workers.wire import (
@@ -110,6 +110,11 @@ class Host:
         except (ConnectionError, asyncio.CancelledError):
             logger.debug("the service closed a job")
             raise
+        except WorkerLost as error:  # this process ends: the broken connection says so, as after any other death
+            logger.error("a job was cut off: %s", error.detail)
+            if request.transport is not None:
+                request.transport.abort()
+            return response
         finally:
             self._active -= 1
         await response.write_eof()
@@ -120,6 +125,8 @@ class Host:
             frames = answer(self._pair, decode_job(body))
             async for frame in frames:
                 yield frame
+        except WorkerLost:
+            raise
         except OnOffError as error:
             yield Failed.of(error)
         except msgspec.MsgspecError as error:
@@ -135,7 +142,10 @@ class Host:
 
 
 async def serve(pair: Pair, socket: str) -> None:
-    """Serve until SIGTERM or SIGINT; then finish nothing new, cancel what runs, close the models."""
+    """Serve until SIGTERM or SIGINT; then finish nothing new, cancel what runs, close the models.
+
+    Raises WorkerLost when the pair's engine ends before.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -148,8 +158,14 @@ async def serve(pair: Pair, socket: str) -> None:
     finally:
         os.umask(previous)
     logger.info("pair %s is ready", pair.info.name)
+    lost = asyncio.create_task(pair.until_lost())
+    stopped = asyncio.create_task(stop.wait())
     try:
-        await stop.wait()
+        await asyncio.wait({lost, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if lost.done():
+            raise lost.result()
     finally:
+        lost.cancel()
+        stopped.cancel()
         await runner.cleanup()
         await pair.close()

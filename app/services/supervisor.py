@@ -73,7 +73,7 @@ class PairWorker:
         self._settings = settings
         self._telemetry = telemetry
         self._folder = folder
-        self._command = command
+        self._command = [config.python or command[0], *command[1:]]
         self._starts = 0
         self._deaths: deque[float] = deque()
         self._state: State = "starting"

@@ -6,7 +6,7 @@ from rl_onoff.errors import ConfigurationError
 from workers.backends.base import Pair
 from workers.wire import WorkerSpec
 
-BACKENDS = ("hf", "table")
+BACKENDS = ("hf", "sglang", "table")
 
 
 def load_pair(spec: WorkerSpec) -> Pair:
@@ -16,6 +16,10 @@ def load_pair(spec: WorkerSpec) -> Pair:
             from workers.backends.hf.pair import load
 
             return load(spec)
+        case "sglang":
+            from workers.backends.sglang.pair import load as load_sglang
+
+            return load_sglang(spec)
         case "table":
             from workers.backends.table import load as load_table
 

@@ -16,6 +16,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from rl_onoff.errors import WorkerLost
 from rl_onoff.policy import Lead
 from workers.costs import PassCosts
 from workers.wire import ModelInfo, PairInfo, SamplingParams
@@ -120,4 +121,17 @@ class Pair(Protocol):
         """Run array work where and when it does not disturb the models or the event loop."""
         ...
 
+    async def until_lost(self) -> WorkerLost:
+        """Why the models are gone, once an engine in processes of its own has ended; the worker ends with it.
+
+        Calls under way raise the same. Never returns where the models live in this process.
+        """
+        ...
+
     async def close(self) -> None: ...
+
+
+async def never_lost() -> WorkerLost:
+    """`Pair.until_lost` of models that live in this process."""
+    never: asyncio.Future[WorkerLost] = asyncio.get_running_loop().create_future()
+    return await never

@@ -1,0 +1,145 @@
+"""Two SGLang servers as a pair: described, compared, started together, tried out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from rl_onoff.errors import InternalError, LoadError, WorkerLost
+from rl_onoff.version import __version__
+from workers.backends.hf import load as loading
+from workers.backends.hf import vocabulary as vocabularies
+from workers.backends.hf.vocabulary import kept_eos
+from workers.backends.sglang.describe import Described, describe
+from workers.backends.sglang.model import SGLangModel
+from workers.backends.sglang.options import Options, arguments, device_of, environment, options_of
+from workers.backends.sglang.selfcheck import noise_floors
+from workers.backends.sglang.server import Server
+from workers.wire import ModelInfo, PairInfo, Side, WorkerSpec
+
+T = TypeVar("T")
+
+
+class SGLangPair:
+    """Rows meet in the worker's memory, where one thread judges them."""
+
+    pass_costs = None
+
+    def __init__(self, info: PairInfo, servers: tuple[Server, Server], sequences: int) -> None:
+        self.info = info
+        self.a, self.b = (
+            SGLangModel(model, server, sequences) for model, server in zip((info.a, info.b), servers, strict=True)
+        )
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="judge")
+
+    @property
+    def steps(self) -> int:
+        return self.a.steps + self.b.steps
+
+    async def compute(self, function: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+
+    async def until_lost(self) -> WorkerLost:
+        """Returns once a server has ended: the pair is of no use any more."""
+        ends = {asyncio.create_task(model.server.until_ended()): model for model in (self.a, self.b)}
+        try:
+            done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            return ends[done.pop()].lost()
+        finally:
+            for task in ends:
+                task.cancel()
+
+    async def disconnect(self) -> None:
+        """Close what belongs to this event loop; the servers live on."""
+        await asyncio.gather(self.a.close(), self.b.close())
+        self._thread.shutdown()
+
+    async def close(self) -> None:
+        await self.disconnect()
+        for model in (self.a, self.b):
+            model.server.stop()
+
+
+def load(spec: WorkerSpec) -> SGLangPair:
+    """Start both servers and try them out. Raises a `LoadError`; nothing is left running then."""
+    info, servers = start(spec)
+    return SGLangPair(info, servers, spec.sequences)
+
+
+def start(spec: WorkerSpec) -> tuple[PairInfo, tuple[Server, Server]]:
+    """As `load`, without the client."""
+    options = options_of(spec)
+    a, b = (describe(model, trust_remote_code=spec.trust_remote_code) for model in (spec.a, spec.b))
+    vocabulary = vocabularies.shared(a.tokenizer, b.tokenizer, options.allow_extra_tokens)
+    vocab_size = min(vocabulary.size, a.columns, b.columns)
+    info = PairInfo(
+        name=spec.pair,
+        backend="sglang",
+        version=__version__,
+        a=_info(spec, "a", a, vocab_size),
+        b=_info(spec, "b", b, vocab_size),
+        tokenizer=vocabularies.tokenizer_json(a.tokenizer, spec.a.name),
+        special_tokens={k: v for k, v in a.tokenizer.special_tokens_map.items() if isinstance(v, str)},
+        warnings=vocabulary.warnings,
+    )
+    servers: list[Server] = []
+    try:
+        servers.append(_server(spec, "a", options, info.a, a.folder))
+        servers.append(_server(spec, "b", options, info.b, b.folder))
+        deadline = time.monotonic() + options.start_seconds
+        for server in servers:
+            server.wait_ready(deadline)
+        pair = (servers[0], servers[1])
+        return _tried(info, pair, spec.sequences), pair
+    except BaseException:
+        for server in servers:
+            server.stop()
+        raise
+
+
+def _server(spec: WorkerSpec, side: Side, options: Options, info: ModelInfo, folder: Path) -> Server:
+    model = spec.a if side == "a" else spec.b
+    words = arguments(spec, side, options, info, folder)
+    return Server(model.name, words, environment(model, options), info.vocab_size)
+
+
+def _info(spec: WorkerSpec, side: Side, described: Described, vocab_size: int) -> ModelInfo:
+    model = spec.a if side == "a" else spec.b
+    return ModelInfo(
+        name=model.name,
+        source=model.path or "",
+        revision=model.revision,
+        fingerprint=loading.fingerprint(described.folder),
+        dtype=described.dtype(model),
+        device=device_of(model),
+        vocab_size=vocab_size,
+        logit_columns=described.columns,
+        max_len=loading.context_length(described, spec.max_len),
+        eos_ids=kept_eos(model.name, loading.eos_ids(described, described.tokenizer), vocab_size),
+        chat_template=loading.chat_template(described.tokenizer),
+        parameters=described.parameters,
+    )
+
+
+def _tried(info: PairInfo, servers: tuple[Server, Server], sequences: int) -> PairInfo:
+    """With the noise floors of the pair. Raises LoadError where its rows are no distributions."""
+
+    async def measure() -> dict[str, float]:
+        pair = SGLangPair(info, servers, sequences)
+        try:
+            return await noise_floors(pair)
+        finally:
+            await pair.disconnect()
+
+    try:
+        with ThreadPoolExecutor(1) as thread:  # an event loop of its own: we may be called from within one
+            noise = thread.submit(asyncio.run, measure()).result()
+    except (InternalError, WorkerLost) as error:
+        raise LoadError(f"pair {info.name} gives no rows: {error.detail}") from error
+    return msgspec.structs.replace(info, noise=noise)
