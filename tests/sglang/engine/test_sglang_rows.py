@@ -137,7 +137,7 @@ async def test_a_cancelled_draft_is_aborted_and_its_memory_is_nobodys_meanwhile(
         await sequence.rows(ids, 1)
         steps, free = model.steps, len(model._files._free)
         task = asyncio.create_task(sequence.draft(ids, 200, SamplingParams(seed=1), NEVER))
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.1)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
