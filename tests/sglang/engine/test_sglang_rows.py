@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from rl_onoff.errors import ConfigurationError, InternalError, InvalidField, LoadError, WorkerLost
+from tests.contract import tiny
 from tests.contract.backends.sglang import PREFILL
 from tests.contract.conftest import Case, spec
-from tests.contract.test_backend import gap
+from tests.contract.test_backend import GREEDY, gap, tokens
 from workers import sampling
-from workers.backends.sglang import model as client
 from workers.backends.sglang.memory import RowFile
 from workers.backends.sglang.model import SGLangModel
 from workers.backends.sglang.options import arguments, options_of
 from workers.backends.sglang.pair import start
-from workers.wire import SamplingParams
+from workers.wire import Generate, ModelInfo, SamplingParams
 
 NEVER: frozenset[int] = frozenset()
 
@@ -62,6 +62,22 @@ async def test_a_prompt_is_computed_in_parts(llama: Case) -> None:
         assert gap(await sequence.rows(ids[::-1], len(ids) - 2), llama.plain_rows(llama.plain_a, ids[::-1])[-3:]) < 1e-5
         draft = await sequence.draft(ids[1:], 5, SamplingParams(seed=3), NEVER)
         assert gap(await sequence.rows([*ids[1:], *draft.tokens[:-1]], len(ids) - 1), draft.rows) < 1e-5
+
+
+async def test_a_context_can_be_filled_to_its_end(llama: Case) -> None:
+    ids = llama.prompt(tiny.MAX_LEN, seed=79)
+    async with llama.pair.a.sequence() as sequence:
+        assert gap(await sequence.rows(ids, 250), llama.plain_rows(llama.plain_a, ids)[249:]) < 1e-5
+        draft = await sequence.draft(ids[:-8], 8, SamplingParams(seed=3), NEVER)
+        assert len(draft.tokens) == 8
+        assert sequence.forwards == 9
+    got, _, _ = await tokens(llama, Generate("a", ids[:250], 6, GREEDY, ignore_eos=True))
+    assert got == llama.plain_greedy(llama.plain_a, ids[:250], 6)
+
+
+def test_a_cache_that_holds_no_context_is_refused(folders: Any) -> None:
+    with pytest.raises(LoadError, match=r"holds .* tokens, its context 256: set the pair's max_len lower"):
+        start(spec(*folders["llama"], options={"server": {"max_total_tokens": 200}}))
 
 
 async def test_a_draft_is_one_request_and_equals_drawing_from_rows(
@@ -194,7 +210,7 @@ async def test_a_server_that_is_gone_is_a_retryable_error(llama: Case, monkeypat
 def test_what_may_be_set_and_what_not(folders: Any) -> None:
     asked = {"server": {"tp_size": 2, "quantization": "fp8", "cuda_graph_bs": [1, 2]}, "server_b": {"tp-size": 4}}
     pair = spec(*folders["llama"], options=asked)
-    info = client.ModelInfo("a", "", None, "", "bfloat16", "cpu", 96, 104, 256, [1], None, 0)
+    info = ModelInfo("a", "", None, "", "bfloat16", "cpu", 96, 104, 256, [1], None, 0)
     words = " ".join(arguments(pair, "a", options_of(pair), info, folders["llama"][0]))
     for part in ("--tp-size 2", "--quantization fp8", "--cuda-graph-bs 1 2", "--enable-fp32-lm-head", "--device cpu"):
         assert part in words

@@ -50,12 +50,6 @@ def title(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_text()
 
 
-async def ready(client: AsyncClient) -> None:
-    async with asyncio.timeout(300):
-        while not (await client.ready()).ready:
-            await asyncio.sleep(0.2)
-
-
 async def gone(pids: list[int], seconds: float) -> None:
     async with asyncio.timeout(seconds):
         while any(alive(pid) for pid in pids):
@@ -91,8 +85,8 @@ async def disturbed(client: AsyncClient, victim: Any) -> list[SwitchResponse]:
 
 async def test_streams_outlive_a_server_and_a_worker(tmp_path: Path) -> None:
     with running(tmp_path, SETTINGS) as service:
+        service.wait_for(lambda: "serving on http" in service.log.read_text() or service.process.poll(), 300)
         async with AsyncClient(service.url, timeout=300, retry_seconds=300) as client:
-            await ready(client)
             first = family(service.workers[0])
             assert len(servers(service)) == 2
             victim = servers(service)[1]

@@ -164,6 +164,8 @@ class SGLangSequence:
         prefix, parts = list(ids), []
         while True:
             draft = await self._model.draft(prefix, count - (len(prefix) - len(ids)), params, eos)
+            if not draft.tokens:
+                raise InternalError(f"the SGLang server of model {self._model.info.name} drafted nothing")
             parts.append(draft.rows)
             prefix += draft.tokens
             self.forwards += len(draft.tokens)

@@ -14,13 +14,15 @@ from workers.wire import ModelInfo, ModelSpec, Side, WorkerSpec
 #: Ours to set: exactness, isolation or the link hang on them.
 _OURS: Final = frozenset(
     [
-        *("model_path", "host", "port", "api_key", "admin_api_key", "device", "base_gpu_id", "dtype"),
+        *("model_path", "host", "port", "api_key", "admin_api_key", "device", "base_gpu_id", "dtype", "context_length"),
         *("trust_remote_code", "skip_tokenizer_init", "disable_overlap_schedule", "disable_radix_cache"),
         *("enable_custom_logit_processor", "dp_size", "speculative_algorithm"),
     ]
 )
 #: Tokens of key-value cache of a server on a CPU, at least: SGLang would take most of the memory there is.
 _CPU_TOKENS: Final = 16_384
+#: SGLang keeps a few positions of a context for itself, and silently generates less where they are touched.
+_ROOM: Final = 16
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -61,6 +63,7 @@ def arguments(spec: WorkerSpec, side: Side, options: Options, info: ModelInfo, f
         "model_path": str(folder),
         "device": device,
         "dtype": info.dtype,
+        "context_length": info.max_len + _ROOM,
         "trust_remote_code": spec.trust_remote_code,
         "skip_tokenizer_init": True,
         "skip_server_warmup": True,
@@ -75,7 +78,7 @@ def arguments(spec: WorkerSpec, side: Side, options: Options, info: ModelInfo, f
             "attention_backend": "torch_native",
             "sampling_backend": "pytorch",
             "disable_cuda_graph": True,
-            "max_total_tokens": max(_CPU_TOKENS, 2 * info.max_len),
+            "max_total_tokens": max(_CPU_TOKENS, 2 * (info.max_len + _ROOM)),
         }
     else:
         named |= {"base_gpu_id": int(index or 0), "page_size": 1}
@@ -96,9 +99,10 @@ def device_of(model: ModelSpec) -> str:
 
 def environment(model: ModelSpec, options: Options) -> dict[str, str]:
     """Variables of the server. On a CPU more threads than cores, spinning, starve the other server."""
+    allowed = {"SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN": "1"}  # by `_ROOM`, where no token ever comes
     if device_of(model) != "cpu":
-        return {}
-    return {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": str(options.threads)}
+        return allowed
+    return {**allowed, "SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": str(options.threads)}
 
 
 def _words(name: str, value: Any) -> list[str]:

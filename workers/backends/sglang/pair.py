@@ -93,8 +93,13 @@ def start(spec: WorkerSpec) -> tuple[PairInfo, tuple[Server, Server]]:
         servers.append(_server(spec, "a", options, info.a, a.folder))
         servers.append(_server(spec, "b", options, info.b, b.folder))
         deadline = time.monotonic() + options.start_seconds
-        for server in servers:
+        for server, model in zip(servers, (info.a, info.b), strict=True):
             server.wait_ready(deadline)
+            if (longest := server.longest_prompt()) < model.max_len:
+                raise LoadError(
+                    f"the key-value cache of model {model.name} holds {longest} tokens, its context {model.max_len}: "
+                    "set the pair's max_len lower, or mem_fraction_static or max_total_tokens of its server higher"
+                )
         pair = (servers[0], servers[1])
         return _tried(info, pair, spec.sequences), pair
     except BaseException:

@@ -35,6 +35,7 @@ async def noise_floors(pair: _Models) -> dict[str, float]:
     count = min(_SAMPLE, pair.info.a.max_len - 1, pair.info.b.max_len - 1)
     async with pair.a.sequence() as sequence:
         draft = await sequence.draft([0], count, SamplingParams(), frozenset())
+        await sequence.draft([0], 1, SamplingParams(top_k=2), frozenset())  # compiles the filtered draw, for later
     text = [0, *draft.tokens[:-1]]
     both = []
     for model in (pair.a, pair.b):

@@ -89,6 +89,14 @@ class Server:
         time.sleep(_POLL_SECONDS)  # for the last of its output
         raise LoadError(f"the SGLang server of model {self.name} {self.end}: {self._last()}")
 
+    def longest_prompt(self) -> int:
+        """Tokens of a prompt that its key-value cache and its context hold."""
+        request = urllib.request.Request(self.url + "/server_info", headers={"Authorization": f"Bearer {self.key}"})  # noqa: S310
+        with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310 - our own
+            document = json.load(response)
+        length: int = document["max_req_input_len"] - 1
+        return length
+
     def _answers(self) -> bool:
         try:
             with urllib.request.urlopen(self.url + "/health", timeout=2) as response:  # noqa: S310 - our own
