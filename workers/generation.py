@@ -40,11 +40,11 @@ def _draw(rows: Any, params: SamplingParams, position: int, logprobs: int | None
     token = sampling.choose(rows, params, [position])[0]
     if logprobs is None:
         return Tokens([token], Usage())
-    tops, top_ids = sampling.top(rows, logprobs) if logprobs else (rows[:, :0], rows[:, :0])
-    return Tokens(
-        [token],
-        Usage(),
-        logprobs=[float(rows[0, token])],
-        top_ids=[[int(i) for i in top_ids[0]]],
-        top_logprobs=[[float(value) for value in tops[0]]],
-    )
+    logprob, top_ids, top_logprobs = describe(rows, token, logprobs)
+    return Tokens([token], Usage(), logprobs=[logprob], top_ids=[top_ids], top_logprobs=[top_logprobs])
+
+
+def describe(rows: Any, token: int, count: int) -> tuple[float, list[int], list[float]]:
+    """Of a `[1, V]` row: the token's log-probability, the `count` most likely ids, and theirs, best first."""
+    tops, top_ids = sampling.top(rows, count) if count else (rows[:, :0], rows[:, :0])
+    return float(rows[0, token]), [int(i) for i in top_ids[0]], [float(value) for value in tops[0]]

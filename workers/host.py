@@ -11,13 +11,14 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator
+from typing import Any
 
 import msgspec
 from aiohttp import web
 
 from rl_onoff.errors import InternalError, InvalidField, OnOffError, OutOfMemory, WorkerLost
 from workers import generation, lockstep, lookahead, scoring
-from workers.backends.base import Pair
+from workers.backends.base import GeneratesItself, LivesElsewhere, Pair
 from workers.wire import (
     CONTENT_TYPE,
     Compare,
@@ -43,7 +44,7 @@ def answer(pair: Pair, job: Job) -> AsyncIterator[Frame]:
     match job:
         case Generate():
             _check_ids(pair, job.ids, job.max_tokens)
-            return generation.generate(pair, job)
+            return pair.generate(job) if isinstance(pair, GeneratesItself) else generation.generate(pair, job)
         case Score():
             _check_ids(pair, job.ids)
             _check_start(job.start, job.ids)
@@ -158,14 +159,19 @@ async def serve(pair: Pair, socket: str) -> None:
     finally:
         os.umask(previous)
     logger.info("pair %s is ready", pair.info.name)
-    lost = asyncio.create_task(pair.until_lost())
-    stopped = asyncio.create_task(stop.wait())
+    ends: list[asyncio.Task[Any]] = [asyncio.create_task(stop.wait())]
+    if isinstance(pair, LivesElsewhere):
+        ends.append(asyncio.create_task(_raise_lost(pair)))
     try:
-        await asyncio.wait({lost, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if lost.done():
-            raise lost.result()
+        done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for end in done:
+            end.result()
     finally:
-        lost.cancel()
-        stopped.cancel()
+        for end in ends:
+            end.cancel()
         await runner.cleanup()
         await pair.close()
+
+
+async def _raise_lost(pair: LivesElsewhere) -> None:
+    raise await pair.until_lost()

@@ -14,12 +14,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from rl_onoff.errors import WorkerLost
 from rl_onoff.policy import Lead
 from workers.costs import PassCosts
-from workers.wire import ModelInfo, PairInfo, SamplingParams
+from workers.wire import Frame, Generate, ModelInfo, PairInfo, SamplingParams
 
 Ids = Sequence[int]
 Rows = Any  # float32 [n, V], of numpy or of torch on the backend's device
@@ -121,17 +121,23 @@ class Pair(Protocol):
         """Run array work where and when it does not disturb the models or the event loop."""
         ...
 
-    async def until_lost(self) -> WorkerLost:
-        """Why the models are gone, once an engine in processes of its own has ended; the worker ends with it.
-
-        Calls under way raise the same. Never returns where the models live in this process.
-        """
-        ...
-
     async def close(self) -> None: ...
 
 
-async def never_lost() -> WorkerLost:
-    """`Pair.until_lost` of models that live in this process."""
-    never: asyncio.Future[WorkerLost] = asyncio.get_running_loop().create_future()
-    return await never
+@runtime_checkable
+class GeneratesItself(Protocol):
+    """A pair whose engine samples a whole continuation as one request: `workers.generation`, frame by frame the same.
+
+    For engines to which a call for every token's row would cost more than the row.
+    """
+
+    def generate(self, job: Generate) -> AsyncIterator[Frame]: ...
+
+
+@runtime_checkable
+class LivesElsewhere(Protocol):
+    """A pair whose engine runs in processes of its own, which may end before the worker does."""
+
+    async def until_lost(self) -> WorkerLost:
+        """Why the models are gone, once they are: the worker ends too. Calls under way raise the same."""
+        ...

@@ -29,9 +29,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from rl_onoff.errors import ConfigurationError, MissingDependency, PairMismatch, WorkerLost
+from rl_onoff.errors import ConfigurationError, MissingDependency, PairMismatch
 from rl_onoff.version import __version__
-from workers.backends.base import Draft, Ids, never_lost
+from workers.backends.base import Draft, Ids
 from workers.sampling import choose
 from workers.wire import ModelInfo, ModelSpec, PairInfo, SamplingParams, WorkerSpec
 
@@ -156,9 +156,6 @@ class TablePair:
 
     async def compute(self, function: Callable[..., T], *args: Any) -> T:
         return function(*args)
-
-    async def until_lost(self) -> WorkerLost:
-        return await never_lost()
 
     async def close(self) -> None:
         return None

@@ -71,9 +71,11 @@ def pytest_sessionfinish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    names = list(ARCHITECTURES)
+
     def models(item: pytest.Item) -> int:
         parameters = getattr(item, "callspec", None)
-        named = [p for p in parameters.params.values() if p in ARCHITECTURES] if parameters else []
-        return list(ARCHITECTURES).index(named[0]) if named else 0
+        named = [names.index(value) for value in parameters.params.values() if value in names] if parameters else []
+        return named[0] if named else 0
 
     items.sort(key=models)

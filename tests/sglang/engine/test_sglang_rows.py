@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from rl_onoff.errors import ConfigurationError, InternalError, InvalidField, LoadError, WorkerLost
+from rl_onoff.errors import ConfigurationError, InternalError, InvalidField, LoadError, UnsupportedModel, WorkerLost
 from tests.contract import tiny
 from tests.contract.backends.sglang import PREFILL
 from tests.contract.conftest import Case, spec
@@ -20,6 +21,7 @@ from workers.backends.sglang.memory import RowFile
 from workers.backends.sglang.model import SGLangModel
 from workers.backends.sglang.options import arguments, options_of
 from workers.backends.sglang.pair import start
+from workers.backends.sglang.selfcheck import check_exact
 from workers.wire import Generate, ModelInfo, SamplingParams
 
 NEVER: frozenset[int] = frozenset()
@@ -220,6 +222,21 @@ def test_what_may_be_set_and_what_not(folders: Any) -> None:
             options_of(spec(*folders["llama"], options={"server": {name: 1}}))
     with pytest.raises(ConfigurationError, match="unknown field `sever`"):
         options_of(spec(*folders["llama"], options={"sever": {}}))
+
+
+def test_a_window_is_refused_where_it_matters(tmp_path: Path) -> None:
+    """SGLang's Mistral attends to everything: its rows would be wrong from the window's end on."""
+    pair = tiny.write_pair(tmp_path, "mistral")
+    with pytest.raises(UnsupportedModel, match=r"a window of 16 tokens.* set max_len to 16 or less"):
+        start(spec(*pair))
+
+
+def test_a_model_that_is_not_run_exactly_is_refused(llama: Case, folders: Any) -> None:
+    ids = llama.prompt(20)
+    rows = llama.plain_rows(llama.plain_a, ids)
+    check_exact(llama.pair.info.a, folders["llama"][0], ids, rows)
+    with pytest.raises(UnsupportedModel, match=r"does not run model a exactly .* off by 0\.0"):
+        check_exact(llama.pair.info.a, folders["llama"][0], ids, rows + 0.05)
 
 
 def test_a_pair_that_does_not_start_leaves_nothing_behind(folders: Any) -> None:

@@ -11,10 +11,9 @@ from typing import Any, TypeVar
 import msgspec
 import torch
 
-from rl_onoff.errors import ConfigurationError, LoadError, MissingDependency, WorkerLost
+from rl_onoff.errors import ConfigurationError, LoadError, MissingDependency
 from rl_onoff.policy import Lead
 from rl_onoff.version import __version__
-from workers.backends.base import never_lost
 from workers.backends.hf import load as loading
 from workers.backends.hf import vocabulary as vocabularies
 from workers.backends.hf.engine import Engine
@@ -61,9 +60,6 @@ class HFPair:
 
     async def compute(self, function: Callable[..., T], *args: Any) -> T:
         return await self._engine.compute(function, *args)
-
-    async def until_lost(self) -> WorkerLost:
-        return await never_lost()
 
     async def close(self) -> None:
         await self._engine.close()

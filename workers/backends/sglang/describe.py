@@ -30,6 +30,13 @@ class Described:
         return columns
 
     @property
+    def window(self) -> int | None:
+        """Tokens its attention looks back, in any of its layers, where that is less than all."""
+        config = self.config.get_text_config()
+        window = getattr(config, "sliding_window", None)
+        return window if isinstance(window, int) and getattr(config, "use_sliding_window", True) else None
+
+    @property
     def parameters(self) -> int:
         """Numbers in the weight files."""
         count = 0

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
-from rl_onoff.errors import InternalError, LoadError, WorkerLost
+from rl_onoff.errors import InternalError, LoadError, UnsupportedModel, WorkerLost
 from rl_onoff.version import __version__
+from workers.backends.base import Draft
 from workers.backends.hf import load as loading
 from workers.backends.hf import vocabulary as vocabularies
 from workers.backends.hf.vocabulary import kept_eos
 from workers.backends.sglang.describe import Described, describe
 from workers.backends.sglang.model import SGLangModel
 from workers.backends.sglang.options import Options, arguments, device_of, environment, options_of
-from workers.backends.sglang.selfcheck import noise_floors
+from workers.backends.sglang.selfcheck import Sample, check_exact, noise_floors, sampled
 from workers.backends.sglang.server import Server
-from workers.wire import ModelInfo, PairInfo, Side, WorkerSpec
+from workers.generation import describe as describe_row
+from workers.wire import Done, Frame, Generate, ModelInfo, PairInfo, Side, Tokens, Usage, WorkerSpec
 
 T = TypeVar("T")
+
+#: Tokens of a continuation that nobody is waiting to judge: the first alone, soon; then twice as many each time.
+_LONGEST_DRAFT: Final = 16
 
 
 class SGLangPair:
@@ -45,6 +50,29 @@ class SGLangPair:
     async def compute(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
 
+    async def generate(self, job: Generate) -> AsyncIterator[Frame]:
+        """As `workers.generation.generate`, several tokens to a request: drafts that nobody judges."""
+        model, eos = (self.a, self.info.a.eos_ids) if job.side == "a" else (self.b, self.info.b.eos_ids)
+        ends = frozenset() if job.ignore_eos else frozenset(eos)
+        ids, end, count = list(job.ids), len(job.ids) + job.max_tokens, 1
+        usage = Usage()
+        async with model.sequence() as sequence:
+            while len(ids) < end:
+                before = sequence.forwards
+                draft = await sequence.draft(ids, min(count, end - len(ids)), job.sampling, ends)
+                ids += draft.tokens
+                described: list[dict[str, Any]] = [{}] * len(draft.tokens)
+                if job.logprobs is not None:
+                    described = await self.compute(_described, draft, job.logprobs)
+                for passes, (token, more) in enumerate(zip(draft.tokens, described, strict=True), before + 1):
+                    usage = Usage(passes) if job.side == "a" else Usage(b_forwards=passes)
+                    yield Tokens([token], usage, **more)
+                if ids[-1] in ends:
+                    yield Done(usage, "stop")
+                    return
+                count = min(2 * count, _LONGEST_DRAFT)
+        yield Done(usage, "length")
+
     async def until_lost(self) -> WorkerLost:
         """Returns once a server has ended: the pair is of no use any more."""
         ends = {asyncio.create_task(model.server.until_ended()): model for model in (self.a, self.b)}
@@ -64,6 +92,15 @@ class SGLangPair:
         await self.disconnect()
         for model in (self.a, self.b):
             model.server.stop()
+
+
+def _described(draft: Draft, count: int) -> list[dict[str, Any]]:
+    """Of each drafted token, the fields of its frame."""
+    found = []
+    for place, token in enumerate(draft.tokens):
+        logprob, ids, values = describe_row(draft.rows[place : place + 1], token, count)
+        found.append({"logprobs": [logprob], "top_ids": [ids], "top_logprobs": [values]})
+    return found
 
 
 def load(spec: WorkerSpec) -> SGLangPair:
@@ -101,7 +138,7 @@ def start(spec: WorkerSpec) -> tuple[PairInfo, tuple[Server, Server]]:
                     "set the pair's max_len lower, or mem_fraction_static or max_total_tokens of its server higher"
                 )
         pair = (servers[0], servers[1])
-        return _tried(info, pair, spec.sequences), pair
+        return _tried(info, pair, spec.sequences, (a.folder, b.folder)), pair
     except BaseException:
         for server in servers:
             server.stop()
@@ -116,6 +153,12 @@ def _server(spec: WorkerSpec, side: Side, options: Options, info: ModelInfo, fol
 
 def _info(spec: WorkerSpec, side: Side, described: Described, vocab_size: int) -> ModelInfo:
     model = spec.a if side == "a" else spec.b
+    max_len = loading.context_length(described, spec.max_len)
+    if described.window is not None and max_len > described.window:
+        raise UnsupportedModel(
+            f"model {model.name} attends to a window of {described.window} tokens, which SGLang does not observe for "
+            f"every architecture: set max_len to {described.window} or less, or use the hf backend"
+        )
     return ModelInfo(
         name=model.name,
         source=model.path or "",
@@ -125,26 +168,30 @@ def _info(spec: WorkerSpec, side: Side, described: Described, vocab_size: int) -
         device=device_of(model),
         vocab_size=vocab_size,
         logit_columns=described.columns,
-        max_len=loading.context_length(described, spec.max_len),
+        max_len=max_len,
         eos_ids=kept_eos(model.name, loading.eos_ids(described, described.tokenizer), vocab_size),
         chat_template=loading.chat_template(described.tokenizer),
         parameters=described.parameters,
     )
 
 
-def _tried(info: PairInfo, servers: tuple[Server, Server], sequences: int) -> PairInfo:
-    """With the noise floors of the pair. Raises LoadError where its rows are no distributions."""
+def _tried(info: PairInfo, servers: tuple[Server, Server], sequences: int, folders: tuple[Path, Path]) -> PairInfo:
+    """With the noise floors of the pair. Raises LoadError where its rows are not the models'."""
 
-    async def measure() -> dict[str, float]:
+    async def sample() -> Sample:
         pair = SGLangPair(info, servers, sequences)
         try:
-            return await noise_floors(pair)
+            return await sampled(pair)
         finally:
             await pair.disconnect()
 
     try:
         with ThreadPoolExecutor(1) as thread:  # an event loop of its own: we may be called from within one
-            noise = thread.submit(asyncio.run, measure()).result()
+            tried = thread.submit(asyncio.run, sample()).result()
     except (InternalError, WorkerLost) as error:
         raise LoadError(f"pair {info.name} gives no rows: {error.detail}") from error
+    noise = noise_floors(info, tried)
+    for model, folder, rows in zip((info.a, info.b), folders, tried.together, strict=True):
+        if model.device == "cpu" and model.dtype == "float32":
+            check_exact(model, folder, tried.text, rows)
     return msgspec.structs.replace(info, noise=noise)
