@@ -15,10 +15,11 @@ import statistics
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from operator import truediv
+from operator import itemgetter, truediv
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -66,7 +67,7 @@ async def own(model: SGLangModel, ids: list[int], start: int, count: int, flat: 
         names = ("return_flat_raw_top_logprobs", "return_flat_raw_output_top_logprobs")
         body |= dict.fromkeys([*names, "return_flat_raw_top_logprobs_b64"], True)
     async with model._session.post("/generate", json=body) as response:
-        meta = json.loads(await response.read())["meta_info"]
+        meta = msgspec.json.decode(await response.read())["meta_info"]
     rows = np.full((len(ids) - start + 1, model.info.vocab_size), -np.inf, dtype=np.float32)
     if flat:
         values, indices = (
@@ -77,8 +78,8 @@ async def own(model: SGLangModel, ids: list[int], start: int, count: int, flat: 
         return rows
     # The first entry is null: that of the first position has nothing before it.
     for row, entries in zip(rows, [*meta["input_top_logprobs"][1:], meta["output_top_logprobs"][0]], strict=True):
-        values, indices = zip(*((value, index) for value, index, _ in entries), strict=True)
-        row[list(indices)] = values
+        indices = np.fromiter(map(itemgetter(1), entries), dtype=np.int32, count=len(entries))
+        row[indices] = np.fromiter(map(itemgetter(0), entries), dtype=np.float32, count=len(entries))
     return rows
 
 
