@@ -11,7 +11,7 @@ import numpy as np
 
 from rl_onoff import divergence
 from rl_onoff.policy import TOKEN_SIGNALS, Lead
-from workers import kernels, sampling
+from workers import comparison, kernels, sampling
 from workers.wire import SamplingParams
 
 Rows = Any  # `[n, V]` float32 log-probabilities, numpy or torch
@@ -68,15 +68,25 @@ def judge(
 
 
 def measure(rows_a: Rows, rows_b: Rows, measures: Iterable[str], token_ids: Any = None) -> dict[str, Any]:
-    """As `divergence.compute`, by compiled loops where there are any and the rows are within their reach."""
+    """As `divergence.compute`, by compiled loops where the rows are within their reach.
+
+    A measure comes from the same loop whatever else is asked for: what is recorded must not turn a decision.
+    """
     names = set(measures)
     host_a, host_b = sampling.on_host(rows_a), sampling.on_host(rows_b)
     if host_a is None or host_b is None or host_a.dtype != np.float32:
         return divergence.compute(rows_a, rows_b, names, token_ids)
-    compiled = {name: _COMPILED[name](host_a, host_b) for name in names & _COMPILED.keys()}
-    return compiled | divergence.compute(rows_a, rows_b, names - _COMPILED.keys(), token_ids)
+    found = {name: _COMPILED[name](host_a, host_b) for name in names & _COMPILED.keys()}
+    if rest := names - _COMPILED.keys():
+        if token_ids is None and "delta_logp" in rest:
+            raise ValueError("delta_logp needs the scored token_ids")
+        ids = np.zeros(host_a.shape[0], np.int64) if token_ids is None else sampling.to_numpy(token_ids)
+        rows = (comparison.Rows.of(host_a), comparison.Rows.of(host_b))
+        found |= comparison.compare(*rows, rest, ids, normalised=True).measures
+    return found
 
 
+#: One sweep instead of two, for what switching asks for most.
 _COMPILED: Final[dict[str, Callable[[Any, Any], Any]]] = {
     "js": kernels.js_rows,
     "entropy_a": lambda a, _: kernels.entropy_rows(a),
