@@ -9,9 +9,11 @@ import array_api_compat
 import numpy as np
 
 from rl_onoff import divergence
+from workers import comparison
 from workers.backends.base import Pair, both_sequences, together
 from workers.judge import measure
-from workers.sampling import at_temperature, log_softmax, to_numpy, top
+from workers.measures import values
+from workers.sampling import at_temperature, log_softmax, on_host, to_numpy, top
 from workers.wire import Array, Compare, Done, Frame, Rows, Score, Usage, Values
 
 #: float32 bytes of one model's rows held at a time; the float64 temporaries of a measure come on top, a few times that.
@@ -84,6 +86,9 @@ async def compare(pair: Pair, job: Compare) -> AsyncIterator[Frame]:
 
 
 def _measure(rows_a: Any, rows_b: Any, job: Compare, begin: int, solution: list[int]) -> Values:
+    host_a, host_b = on_host(rows_a), on_host(rows_b)
+    if host_a is not None and host_b is not None and host_a.dtype == host_b.dtype == np.float32:
+        return values(comparison.Rows.of(host_a), comparison.Rows.of(host_b), job, begin, host_a.shape[1])
     xp = array_api_compat.array_namespace(rows_a)
     rows_a, rows_b = at_temperature(rows_a, job.temperature), at_temperature(rows_b, job.temperature)
     token_ids = xp.asarray(solution, dtype=xp.int64, device=array_api_compat.device(rows_a))

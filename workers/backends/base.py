@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from rl_onoff.errors import WorkerLost
 from rl_onoff.policy import Lead
 from workers.costs import PassCosts
-from workers.wire import Frame, Generate, ModelInfo, PairInfo, SamplingParams
+from workers.wire import Compare, Frame, Generate, ModelInfo, PairInfo, SamplingParams
 
 Ids = Sequence[int]
 Rows = Any  # float32 [n, V], of numpy or of torch on the backend's device
@@ -140,4 +140,13 @@ class LivesElsewhere(Protocol):
 
     async def until_lost(self) -> WorkerLost:
         """Why the models are gone, once they are: the worker ends too. Calls under way raise the same."""
+        ...
+
+
+@runtime_checkable
+class ComparesItself(Protocol):
+    """A pair that answers a `Compare` job better than through its rows, whose memory is that of the vocabulary."""
+
+    def compare(self, job: Compare) -> AsyncIterator[Frame]:
+        """As `workers.scoring.compare`."""
         ...

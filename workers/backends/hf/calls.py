@@ -60,6 +60,11 @@ class RowsCall:
 
 
 @dataclass(slots=True, eq=False)
+class HiddenCall(RowsCall):
+    """Hidden states instead of rows."""
+
+
+@dataclass(slots=True, eq=False)
 class DraftCall(RowsCall):
     """The next `count` tokens, each drawn here as soon as its row is there."""
 

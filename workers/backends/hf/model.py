@@ -10,10 +10,13 @@ from typing import Any
 
 import torch
 
+from rl_onoff.errors import InternalError
 from workers.backends.base import Draft, Ids
-from workers.backends.hf.calls import DraftCall, RowsCall
+from workers.backends.hf.calls import DraftCall, HiddenCall, RowsCall
 from workers.backends.hf.engine import Engine
+from workers.backends.hf.head import Head, as_rows
 from workers.backends.hf.slots import Slot, SlotCache
+from workers.comparison import Rows
 from workers.wire import ModelInfo, SamplingParams
 
 #: Tokens of a long prefix computed in one forward pass.
@@ -33,8 +36,10 @@ class HFModel:
         sequences: int,
         scope: Callable[[], AbstractContextManager[Any]] = nullcontext,
         least: int = 1,
+        head: Head | None = None,
     ) -> None:
         self.info = info
+        self.head = head
         self.engine = engine
         self._scope = scope
         self._cache = SlotCache(model, sequences, info.max_len, least)
@@ -88,26 +93,37 @@ class HFModel:
         else:
             call.end, call.keep = len(call.ids), call.wanted
         count = call.end - call.first
+        if isinstance(call, HiddenCall):
+            return -max(count, RAGGED)  # never one batch with calls that want rows
         return count if count == 1 or count > RAGGED else RAGGED
 
     def forward(self, calls: list[RowsCall]) -> list[torch.Tensor | None]:
         slots = [call.slot for call in calls]
         tokens = [call.ids[call.first : call.end] for call in calls]
+        starts, keeps = [call.first for call in calls], [call.keep for call in calls]
+        decoder = self.head.decoder if self.head is not None and isinstance(calls[0], HiddenCall) else None
         try:
             with self._scope():
-                logits = self._cache.forward(
-                    slots, tokens, [call.first for call in calls], [call.keep for call in calls]
-                )
+                logits = self._cache.forward(slots, tokens, starts, keeps, decoder)
         except Exception:
             self._cache.forget(slots)
             raise
         return [
-            self._rows(row, call.logits) if call.end == len(call.ids) else None
+            (row if isinstance(call, HiddenCall) else self._rows(row, call.logits))
+            if call.end == len(call.ids)
+            else None
             for row, call in zip(logits, calls, strict=True)
         ]
 
     def discard(self, call: RowsCall) -> None:
         self._cache.clear(call.slot)
+
+    def logits(self, hidden: torch.Tensor) -> Rows:
+        """Of hidden states `[n, H]`: `[n, columns]`, for the kernel."""
+        if self.head is None:
+            raise InternalError(f"model {self.info.name} was not taken apart")
+        with self._scope():
+            return as_rows(self.head.logits(hidden))
 
     def _rows(self, logits: torch.Tensor, raw: bool) -> torch.Tensor:
         cut = logits[:, : self.info.vocab_size].float()
@@ -129,6 +145,15 @@ class HFSequence:
         rows: torch.Tensor = await self._model.engine.submit(call)
         self.forwards += call.passes
         return rows
+
+    async def hidden(self, ids: Ids, start: int) -> torch.Tensor:
+        """Hidden states from which rows `start`..`len(ids)` follow: `[len(ids) - start + 1, H]`."""
+        own = list(ids)
+        slot = await self._place(own)
+        call = HiddenCall(self._model, slot, own, start, False, _future())
+        states: torch.Tensor = await self._model.engine.submit(call)
+        self.forwards += call.passes
+        return states
 
     async def draft(self, ids: Ids, count: int, params: SamplingParams, eos: frozenset[int]) -> Draft:
         own = list(ids)

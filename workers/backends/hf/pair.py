@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -14,16 +14,18 @@ import torch
 from rl_onoff.errors import ConfigurationError, LoadError, MissingDependency
 from rl_onoff.policy import Lead
 from rl_onoff.version import __version__
+from workers import fused, scoring
 from workers.backends.hf import load as loading
 from workers.backends.hf import vocabulary as vocabularies
 from workers.backends.hf.engine import Engine
+from workers.backends.hf.head import taken_apart
 from workers.backends.hf.invariant import make_invariant
 from workers.backends.hf.load import Loaded
 from workers.backends.hf.model import HFModel
 from workers.backends.hf.selfcheck import check_cache, memory_warnings, noise_floors, pass_costs
 from workers.backends.hf.vocabulary import kept_eos
 from workers.costs import PassCosts
-from workers.wire import ModelInfo, ModelSpec, PairInfo, WorkerSpec
+from workers.wire import Compare, Frame, ModelInfo, ModelSpec, PairInfo, WorkerSpec
 
 T = TypeVar("T")
 
@@ -61,6 +63,16 @@ class HFPair:
     async def compute(self, function: Callable[..., T], *args: Any) -> T:
         return await self._engine.compute(function, *args)
 
+    async def compare(self, job: Compare) -> AsyncIterator[Frame]:
+        """As `scoring.compare`: on a processor, and where the models could be taken apart, without rows."""
+        if self.a.head is None or self.b.head is None or {self.info.a.device, self.info.b.device} != {"cpu"}:
+            async for frame in scoring.compare(self, job):
+                yield frame
+            return
+        async with self.a.sequence() as a, self.b.sequence() as b:
+            async for frame in fused.compare(self, job, a, b, self.a.logits, self.b.logits):
+                yield frame
+
     async def close(self) -> None:
         await self._engine.close()
 
@@ -96,7 +108,7 @@ def load(spec: WorkerSpec) -> HFPair:
     costs = pass_costs(both, infos, scopes, least, spec.sequences)
     engine = Engine()
     model_a, model_b = (
-        HFModel(one.model, info, engine, spec.sequences, scope, least)
+        HFModel(one.model, info, engine, spec.sequences, scope, least, taken_apart(one.model, scope))
         for one, info, scope in zip((a, b), infos, scopes, strict=True)
     )
     return HFPair(

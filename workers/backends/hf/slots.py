@@ -141,13 +141,14 @@ class SlotCache:
         target.ids = source.ids[:length]
 
     def forward(
-        self, slots: list[Slot], tokens: list[list[int]], starts: list[int], keeps: list[int]
+        self, slots: list[Slot], tokens: list[list[int]], starts: list[int], keeps: list[int], decoder: Any = None
     ) -> list[torch.Tensor]:
         """One forward pass over the new tokens of several slots: logits `[keeps[i], columns]` of each.
 
         Row i's tokens take positions `starts[i]`...; they see their own sequence up to themselves. Logits of the last
         `keeps[i]` tokens come back, in the model's own dtype. Shorter rows are filled up on the right: what the filling
-        writes lies beyond the row's length, where nothing attends before it is overwritten.
+        writes lies beyond the row's length, where nothing attends before it is overwritten. With `decoder`, the model
+        without its head, hidden states `[keeps[i], H]` come back instead.
         """
         count = max(self.least, *map(len, tokens))
         filled = [new + new[-1:] * (count - len(new)) for new in tokens]
@@ -168,14 +169,18 @@ class SlotCache:
         )
         for slot, new, start in zip(slots, tokens, starts, strict=True):
             slot.ids[start:] = new
-        logits: torch.Tensor = self._model(
-            input_ids=torch.tensor(filled, device=self.device),
-            attention_mask=self._masks(positions, length),
-            position_ids=positions.clamp(max=self.max_len - 1),  # of fillings alone
-            use_cache=True,
-            logits_to_keep=count - skipped,
-            **{self._keyword: self._cache},
-        ).logits
+        inputs = {
+            "input_ids": torch.tensor(filled, device=self.device),
+            "attention_mask": self._masks(positions, length),
+            "position_ids": positions.clamp(max=self.max_len - 1),  # of fillings alone
+            "use_cache": True,
+            self._keyword: self._cache,
+        }
+        logits: torch.Tensor
+        if decoder is None:
+            logits = self._model(**inputs, logits_to_keep=count - skipped).logits
+        else:
+            logits = decoder(**inputs).last_hidden_state[:, skipped:]
         return [
             row[len(new) - keep - skipped : len(new) - skipped]
             for row, new, keep in zip(logits, tokens, keeps, strict=True)

@@ -1,0 +1,113 @@
+"""Comparison without rows against comparison of rows: the same numbers, in bounded memory."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from rl_onoff import divergence
+from rl_onoff.errors import InternalError
+from tests.contract import tiny
+from tests.contract.conftest import Case, spec
+from workers import fused, scoring
+from workers.backends import load_pair
+from workers.backends.base import ComparesItself
+from workers.host import answer
+from workers.wire import Compare, Done, ModelSpec, Values, WorkerSpec
+
+NAMES = [*divergence.MEASURES, "renyi:0.5", "topk_overlap:5"]
+
+
+async def columns(frames: Any) -> dict[str, np.ndarray[Any, Any]]:
+    found = [frame async for frame in frames]
+    assert isinstance(found[-1], Done)
+    values = [frame for frame in found if isinstance(frame, Values)]
+    starts = [frame.start for frame in values]
+    assert starts == np.cumsum([0, *(frame.logprobs_a.shape[0] for frame in values[:-1])]).tolist()
+    joined = {name: np.concatenate([frame.measures[name].numpy() for frame in values]) for name in values[0].measures}
+    for name in ("logprobs_a", "logprobs_b", "top1_agree"):
+        joined[f"its {name}"] = np.concatenate([getattr(frame, name).numpy() for frame in values])
+    return joined
+
+
+def assert_alike(got: dict[str, Any], want: dict[str, Any]) -> None:
+    assert got.keys() == want.keys()
+    for name in want:
+        np.testing.assert_allclose(got[name], want[name], rtol=1e-4, atol=2e-5, err_msg=name)
+
+
+async def test_fused_equals_the_row_streams(case: Case, monkeypatch: Any) -> None:
+    """Every architecture, chunks that do not divide the solution, one chunk per pass and several."""
+    monkeypatch.setattr(scoring, "MAX_POSITIONS", 25)
+    monkeypatch.setattr(fused, "CHUNK_BYTES", 10 * 4 * tiny.COLUMNS)
+    assert isinstance(case.pair, ComparesItself)
+    assert case.pair.a.head is not None  # type: ignore[attr-defined]
+    ids = case.prompt(90)
+    for temperature in (1.0, 0.7):
+        job = Compare(ids, 20, ids, 20, NAMES, temperature)
+        assert_alike(await columns(answer(case.pair, job)), await columns(scoring.compare(case.pair, job)))
+
+
+async def test_many_jobs_of_all_lengths_at_once(llama: Case) -> None:
+    prompts = [llama.prompt(5 + 7 * i, seed=i) for i in range(12)]
+    jobs = [Compare(ids, 4, ids, 4, ["js", "kl_ab"]) for ids in prompts]
+    alone = [await columns(answer(llama.pair, job)) for job in jobs]
+    together = await asyncio.gather(*(columns(answer(llama.pair, job)) for job in jobs))
+    for got, want in zip(together, alone, strict=True):
+        assert_alike(got, want)
+
+
+async def test_half_precision_logits_are_compared_as_they_are(tmp_path: Path) -> None:
+    a, b = tiny.write_pair(tmp_path, "llama")
+    sides = [ModelSpec(n, str(path), dtype="bfloat16", device="cpu") for n, path in (("a", a), ("b", b))]
+    pair = load_pair(WorkerSpec("p", "hf", "", *sides, sequences=2, options={"float32_head": False}))
+    ids = list(range(2, 60))
+    job = Compare(ids, 9, ids, 9, ["js", "kl_ab", "top1_agree"])
+    got, want = await columns(answer(pair, job)), await columns(scoring.compare(pair, job))
+    await pair.close()
+    assert_alike(got, want)
+
+
+async def test_an_adapter_is_on_for_b_alone(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    folder = tiny.write_model(tmp_path / "a", "llama", seed=1)
+    torch.manual_seed(5)
+    config = LoraConfig(r=4, target_modules=["q_proj", "lm_head"], init_lora_weights=False)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(folder), config).save_pretrained(
+        tmp_path / "lora", save_embedding_layers=False
+    )
+    sides = [ModelSpec("a", str(folder), device="cpu"), ModelSpec("b", adapter=str(tmp_path / "lora"), device="cpu")]
+    pair = load_pair(WorkerSpec("p", "hf", "", *sides, sequences=2))
+    ids = list(range(2, 60))
+    job = Compare(ids, 9, ids, 9, ["js", "kl_ab"])
+    assert pair.a.head is not None  # type: ignore[attr-defined]
+    got, want = await columns(answer(pair, job)), await columns(scoring.compare(pair, job))
+    await pair.close()
+    assert_alike(got, want)
+    assert want["js"].max() > 1e-3
+
+
+async def test_a_model_that_cannot_be_taken_apart_is_compared_by_its_rows(llama: Case, monkeypatch: Any) -> None:
+    ids = llama.prompt(40)
+    job = Compare(ids, 20, ids, 20, ["js"])
+    want = await columns(answer(llama.pair, job))
+    monkeypatch.setattr(llama.pair.a, "head", None)
+    assert_alike(await columns(answer(llama.pair, job)), want)
+
+
+async def test_nan_is_an_error_not_a_number(tmp_path: Path) -> None:
+    a, b = tiny.write_pair(tmp_path, "llama")
+    pair = load_pair(spec(a, b, sequences=2))
+    with torch.no_grad():
+        pair.a.head.linear.weight[7] = float("nan")  # type: ignore[attr-defined]
+    ids = list(range(2, 40))
+    with pytest.raises(InternalError, match="NaN"):
+        await columns(answer(pair, Compare(ids, 9, ids, 9, ["js"])))
+    await pair.close()
