@@ -71,6 +71,13 @@ class Rows(NamedTuple):
             return (row.astype(np.uint32) << 16).view(np.float32)
         return row.view(np.float16).astype(np.float32) if self.form == "float16" else row
 
+    def widened(self) -> Rows:
+        """All rows in float32."""
+        if self.form == "float32":
+            return self
+        count, size = self.values.shape
+        return Rows(np.stack([self.float32(t, size) for t in range(count)]), "float32")
+
 
 class Compared(NamedTuple):
     """Measures of n positions by name, and the log-probabilities of the scored tokens, `[n]` float64 each.
@@ -101,6 +108,8 @@ def compare(
     memory: 32 kB a thread (`topk_overlap`: a few rows).
     """
     parsed = {name: divergence.parse(name) for name in measures}
+    if a.form != b.form:
+        a, b = a.widened(), b.widened()
     size = a.values.shape[1] if vocab_size is None else vocab_size
     count = a.values.shape[0]
     asked = {base for base, _ in parsed.values()}

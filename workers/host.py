@@ -17,7 +17,7 @@ import msgspec
 from aiohttp import web
 
 from rl_onoff.errors import InternalError, InvalidField, OnOffError, OutOfMemory, WorkerLost
-from workers import generation, lockstep, lookahead, scoring
+from workers import floor, generation, lockstep, lookahead, scoring
 from workers.backends.base import ComparesItself, GeneratesItself, LivesElsewhere, Pair
 from workers.wire import (
     CONTENT_TYPE,
@@ -57,6 +57,8 @@ def answer(pair: Pair, job: Job) -> AsyncIterator[Frame]:
                 _check_start(start, ids)
             if job.a_ids[job.a_start :] != job.b_ids[job.b_start :]:
                 raise InvalidField("A and B must score the same solution", field="b_ids")
+            if job.floor is not None:
+                return floor.floor(pair, job)
             return pair.compare(job) if isinstance(pair, ComparesItself) else scoring.compare(pair, job)
         case SwitchGenerate():
             _check_ids(pair, job.ids, job.max_tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from rl_onoff import divergence
 from workers import comparison
 from workers.backends.base import Pair, both_sequences, together
 from workers.judge import measure
+from workers.measures import solution as measured_ids
 from workers.measures import values
 from workers.sampling import at_temperature, log_softmax, on_host, to_numpy, top
 from workers.wire import Array, Compare, Done, Frame, Rows, Score, Usage, Values
@@ -22,14 +24,14 @@ CHUNK_BYTES = 16 << 20
 MAX_POSITIONS = 512
 
 
-def _positions_per_chunk(vocab_size: int) -> int:
+def positions_per_chunk(vocab_size: int) -> int:
     return max(1, min(MAX_POSITIONS, CHUNK_BYTES // (4 * vocab_size)))
 
 
 async def score(pair: Pair, job: Score) -> AsyncIterator[Frame]:
     """`Rows` of consecutive positions, then `Done`."""
     model = pair.a if job.side == "a" else pair.b
-    size = _positions_per_chunk(model.info.vocab_size)
+    size = positions_per_chunk(model.info.vocab_size)
     async with model.sequence() as sequence:
         for begin in range(job.start, len(job.ids), size):
             end = min(begin + size, len(job.ids))
@@ -61,18 +63,22 @@ def _cut(rows: Any, job: Score, begin: int, end: int) -> Rows:
 
 
 def _stored(values: Any, dtype: str) -> Array:
-    """Rounded to nearest even; bfloat16 as its bit pattern, NaN excluded by construction."""
+    """Rounded to nearest even; bfloat16 as its bit pattern."""
     if dtype == "bfloat16":
-        bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        return Array.of(rounded.astype(np.uint16), "bfloat16")
+        return Array.of(bfloat16_bits(values), "bfloat16")
     return Array.of(np.asarray(values).astype(dtype), dtype)
+
+
+def bfloat16_bits(values: Any) -> Any:
+    """The nearest bfloat16s, ties to even, as uint16; NaN is excluded by construction."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
 async def compare(pair: Pair, job: Compare) -> AsyncIterator[Frame]:
     """`Values` of consecutive positions of the solution, then `Done`."""
     solution = job.a_ids[job.a_start :]
-    size = _positions_per_chunk(pair.info.a.vocab_size)
+    size = positions_per_chunk(pair.info.a.vocab_size)
     async with both_sequences(pair) as (a, b):
         for begin in range(0, len(solution), size):
             end = min(begin + size, len(solution))
@@ -91,6 +97,12 @@ def _measure(rows_a: Any, rows_b: Any, job: Compare, begin: int, solution: list[
         return values(comparison.Rows.of(host_a), comparison.Rows.of(host_b), job, begin, host_a.shape[1])
     xp = array_api_compat.array_namespace(rows_a)
     rows_a, rows_b = at_temperature(rows_a, job.temperature), at_temperature(rows_b, job.temperature)
+    if len(job.merge) > 1:
+        rows_a, rows_b, solution = (
+            _merged(rows_a, job.merge),
+            _merged(rows_b, job.merge),
+            measured_ids(job, begin, len(solution)),
+        )
     token_ids = xp.asarray(solution, dtype=xp.int64, device=array_api_compat.device(rows_a))
     measured = measure(rows_a, rows_b, job.measures, token_ids)
     agree = divergence.compute(rows_a, rows_b, ["top1_agree"])["top1_agree"]
@@ -100,4 +112,16 @@ def _measure(rows_a: Any, rows_b: Any, job: Compare, begin: int, solution: list[
         logprobs_a=Array.of(to_numpy(divergence.gather(rows_a, token_ids))),
         logprobs_b=Array.of(to_numpy(divergence.gather(rows_b, token_ids))),
         top1_agree=Array.of(to_numpy(agree)),
+        kernel="reference float64",
     )
+
+
+def _merged(rows: Any, ids: list[int]) -> Any:
+    """Rows of log-probabilities with all mass of `ids` on the first of them."""
+    xp = array_api_compat.array_namespace(rows)
+    places = xp.arange(rows.shape[-1], device=array_api_compat.device(rows))
+    first, chosen = places == ids[0], xp.zeros_like(places, dtype=xp.bool)
+    for token in ids:
+        chosen = chosen | (places == token)
+    mass = xp.log(xp.sum(xp.where(chosen[None], xp.exp(rows), xp.zeros_like(rows)), axis=-1, keepdims=True))
+    return xp.where(first[None], mass, xp.where(chosen[None], xp.full_like(rows, -math.inf), rows))

@@ -103,6 +103,8 @@ class Compare(msgspec.Struct, frozen=True, tag="compare"):
     """Measures of A and B over the same solution. Answer: `Values`..., `Done`.
 
     The two prompts may differ (each model's own chat template); the tokens from `a_start` and `b_start` on must not.
+    Tokens in `merge` count as one, the first of them. With `floor` one model is compared with itself, its logits
+    rounded to bfloat16, over its own ids.
     """
 
     a_ids: list[int]
@@ -111,6 +113,8 @@ class Compare(msgspec.Struct, frozen=True, tag="compare"):
     b_start: int
     measures: list[str]
     temperature: float = 1.0
+    merge: list[int] = []
+    floor: Side | None = None
 
 
 class SwitchGenerate(msgspec.Struct, frozen=True, tag="switch"):
@@ -166,13 +170,17 @@ class Rows(msgspec.Struct, frozen=True, tag="rows"):
 
 
 class Values(msgspec.Struct, frozen=True, tag="values"):
-    """Measures of consecutive positions, `[n]` float64 each, with what the summaries need beside them."""
+    """Measures of consecutive positions, `[n]` float64 each, with what the summaries need beside them.
+
+    `kernel` names what computed them.
+    """
 
     start: int
     measures: dict[str, Array]
     logprobs_a: Array
     logprobs_b: Array
     top1_agree: Array
+    kernel: str = ""
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -17,21 +16,21 @@ from app.config import Limits
 from app.services import replay
 from app.services.ids import new_id
 from app.services.interleave import interleave
-from app.services.nulls import finite, finites
+from app.services.nulls import finites
 from app.services.prompts import check_items, prompt_ids, solution_ids
 from app.services.registry import Registry, ServedPair
+from app.services.summaries import NEEDED, plain, summarised
 from rl_onoff import summary
 from rl_onoff.divergence import LN2, in_nats, swapped
 from rl_onoff.errors import InternalError
 from rl_onoff.schemas import (
     DivergenceRequest,
     DivergenceResponse,
-    DivergenceSummary,
     ItemDivergence,
-    Perplexities,
     Provenance,
-    StatisticsOut,
 )
+from rl_onoff.schemas.divergence import NoiseFloor
+from rl_onoff.statistics import ItemColumns
 from rl_onoff.version import __version__
 from workers.wire import Array, Compare, Values
 
@@ -40,12 +39,10 @@ Column = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """One item's columns, `[T]` each, in the request's order of the models and in its units."""
+    """One item's columns, in the request's order of the models and in its units."""
 
-    measures: dict[str, Column]
-    logprobs_a: Column
-    logprobs_b: Column
-    top1_agree: Column
+    columns: ItemColumns
+    kernel: str
 
 
 async def measure(request: DivergenceRequest, registry: Registry, limits: Limits) -> DivergenceResponse:
@@ -56,19 +53,27 @@ async def measure(request: DivergenceRequest, registry: Registry, limits: Limits
     async with aclosing(interleave(sources, at_once=served.pair.config.sequences)) as answers:
         found = {index: measured async for index, measured in answers}
     columns = [found[index] for index in range(len(jobs))]
-    return await asyncio.to_thread(_response, request, served, jobs, columns)
+    floor = await _noise_floor(request, served, jobs) if request.noise_floor else None
+    return await asyncio.to_thread(_response, request, served, jobs, columns, floor)
 
 
 def _response(
-    request: DivergenceRequest, served: ServedPair, jobs: list[Compare], columns: list[_Measured]
+    request: DivergenceRequest,
+    served: ServedPair,
+    jobs: list[Compare],
+    found: list[_Measured],
+    floor: NoiseFloor | None,
 ) -> DivergenceResponse:
+    columns = [item.columns for item in found]
+    solutions = [job.a_ids[job.a_start :] for job in jobs]
     return DivergenceResponse(
         id=new_id("div"),
         a=served.names[0],
         b=served.names[1],
-        items=[_item(request, served, job, item) for job, item in zip(jobs, columns, strict=True)],
-        summary=_summary(_joined(columns)) if request.summary else None,
-        provenance=_provenance(request, served),
+        items=[_item(request, served, index, ids, columns[index]) for index, ids in enumerate(solutions)],
+        summary=summarised(columns, solutions, served.pair.codec) if request.summary else None,
+        noise_floor=floor,
+        provenance=_provenance(request, served, jobs[0].merge, found[0].kernel),
     )
 
 
@@ -81,8 +86,17 @@ async def _job(request: DivergenceRequest, served: ServedPair, index: int) -> Co
         a = b = await prompt_ids(item, codec, codec.template_side(served.side_a), prefix)
     solution = await solution_ids(item, codec, prefix)
     codec.fits(max(len(a), len(b)), len(solution), f"items.{index}", "solution tokens")
-    names = [swapped(name) if served.swapped else name for name in request.measures]
-    return Compare([*a, *solution], len(a), [*b, *solution], len(b), names, request.temperature)
+    names = [*request.measures, *(NEEDED if request.summary else ())]
+    asked = [swapped(name) if served.swapped else name for name in dict.fromkeys(names)]
+    return Compare(
+        [*a, *solution],
+        len(a),
+        [*b, *solution],
+        len(b),
+        asked,
+        request.temperature,
+        sorted({*served.infos[0].eos_ids, *served.infos[1].eos_ids}) if request.merge_eos else [],
+    )
 
 
 async def _measured(
@@ -91,15 +105,42 @@ async def _measured(
     chunks: list[Values] = []
     async with aclosing(replay.run(served.pair, job)) as frames:
         chunks.extend([frame async for frame in frames if isinstance(frame, Values)])
-    measures: dict[str, Column] = {}
-    for name, asked in zip(request.measures, job.measures, strict=True):
+    columns: dict[str, Column] = {}
+    for asked in job.measures:
+        name = swapped(asked) if served.swapped else asked
         scale = 1 / LN2 if request.units == "bits" and in_nats(name) else 1.0
         sign = -1.0 if served.swapped and name == "delta_logp" else 1.0
-        measures[name] = _column([chunk.measures[asked] for chunk in chunks], job) * (sign * scale)
+        columns[name] = _column([chunk.measures[asked] for chunk in chunks], job) * (sign * scale)
     a = _column([chunk.logprobs_a for chunk in chunks], job)
     b = _column([chunk.logprobs_b for chunk in chunks], job)
-    agree = _column([chunk.top1_agree for chunk in chunks], job)
-    yield index, _Measured(measures, *((b, a) if served.swapped else (a, b)), agree)
+    ones = np.ones_like(a)  # where no summary needs them
+    top_prob, rank = (columns.get(name, ones) for name in NEEDED)
+    found = ItemColumns(
+        measures={name: columns[name] for name in dict.fromkeys(request.measures)},
+        logprobs_a=b if served.swapped else a,
+        logprobs_b=a if served.swapped else b,
+        top1_agree=_column([chunk.top1_agree for chunk in chunks], job),
+        top_prob_a=top_prob,
+        rank=rank,
+    )
+    yield index, _Measured(found, chunks[0].kernel if chunks else "")
+
+
+async def _noise_floor(request: DivergenceRequest, served: ServedPair, jobs: list[Compare]) -> NoiseFloor:
+    """What of the request's A against itself would be measured, were its logits bfloat16."""
+    plain_request = request.model_copy(update={"summary": False})
+    rounded = [msgspec.structs.replace(job, floor=served.side_a) for job in jobs]
+    sources = [partial(_measured, plain_request, served, index, job) for index, job in enumerate(rounded)]
+    async with aclosing(interleave(sources, at_once=served.pair.config.sequences)) as answers:
+        found = [measured.columns async for _, measured in answers]
+    measures = {name: np.concatenate([item.measures[name] for item in found]) for name in found[0].measures}
+    noise = served.pair.info.noise
+    shape = {name: noise[source] for name in measures if (source := swapped(name) if served.swapped else name) in noise}
+    bits = {name: value / LN2 if request.units == "bits" and in_nats(name) else value for name, value in shape.items()}
+    return NoiseFloor(
+        pass_shape=bits,
+        bfloat16_logits={name: plain(summary.statistics(column)) for name, column in measures.items()},
+    )
 
 
 def _column(parts: list[Array], job: Compare) -> Column:
@@ -109,52 +150,21 @@ def _column(parts: list[Array], job: Compare) -> Column:
     return column.astype(np.float64)
 
 
-def _item(request: DivergenceRequest, served: ServedPair, job: Compare, measured: _Measured) -> ItemDivergence:
-    solution = job.a_ids[job.a_start :]
-    infinite = {name: np.flatnonzero(~np.isfinite(column)).tolist() for name, column in measured.measures.items()}
+def _item(
+    request: DivergenceRequest, served: ServedPair, index: int, solution: list[int], columns: ItemColumns
+) -> ItemDivergence:
+    infinite = {name: np.flatnonzero(~np.isfinite(column)).tolist() for name, column in columns.measures.items()}
+    codec = served.pair.codec
     return ItemDivergence(
         token_ids=solution,
-        tokens=served.pair.codec.pieces(solution),
-        values={name: finites(column.tolist()) for name, column in measured.measures.items()},
+        tokens=codec.pieces(solution),
+        values={name: finites(column.tolist()) for name, column in columns.measures.items()},
         infinite={name: positions for name, positions in infinite.items() if positions},
-        summary=_summary(measured) if request.summary else None,
+        summary=summarised([columns], [solution], codec, index) if request.summary else None,
     )
 
 
-def _joined(items: list[_Measured]) -> _Measured:
-    def join(columns: list[Column]) -> Column:
-        return np.concatenate(columns)
-
-    return _Measured(
-        {name: join([item.measures[name] for item in items]) for name in items[0].measures},
-        join([item.logprobs_a for item in items]),
-        join([item.logprobs_b for item in items]),
-        join([item.top1_agree for item in items]),
-    )
-
-
-def _summary(measured: _Measured) -> DivergenceSummary:
-    ratio = summary.perplexities(measured.logprobs_a, measured.logprobs_b)
-    return DivergenceSummary(
-        positions=measured.top1_agree.size,
-        measures={name: _statistics(column) for name, column in measured.measures.items()},
-        top1_agreement=float(measured.top1_agree.mean()),
-        perplexity=Perplexities(
-            a=finite(ratio.a), b=finite(ratio.b), ratio=finite(ratio.ratio), ratio_stderr=finite(ratio.ratio_stderr)
-        ),
-    )
-
-
-def _statistics(column: Column) -> StatisticsOut:
-    values: dict[str, Any] = asdict(summary.statistics(column))
-    values["percentiles"] = {name: finite(cut) for name, cut in values["percentiles"].items()}
-    values |= {name: finite(values[name]) for name in ("min", "max")}
-    if not math.isfinite(values["mean"]):  # of infinities of both signs there is none
-        values["mean"] = None
-    return StatisticsOut(**values)
-
-
-def _provenance(request: DivergenceRequest, served: ServedPair) -> Provenance:
+def _provenance(request: DivergenceRequest, served: ServedPair, merged: list[int], kernel: str) -> Provenance:
     a, b = served.infos
     return Provenance(
         version=__version__,
@@ -162,7 +172,12 @@ def _provenance(request: DivergenceRequest, served: ServedPair) -> Provenance:
         a_fingerprint=a.fingerprint,
         b_fingerprint=b.fingerprint,
         vocab_size=a.vocab_size,
+        logit_columns=[a.logit_columns, b.logit_columns],
         dtypes=[a.dtype, b.dtype],
+        devices=[a.device, b.device],
+        kernel=kernel,
+        merge_eos=request.merge_eos,
+        merged_ids=merged,
         units=request.units,
         temperature=request.temperature,
         prompt_mode=request.prompt_mode,

@@ -69,6 +69,8 @@ class DivergenceFields(TypedDict, total=False):
     units: Literal["nats", "bits"]
     temperature: Real
     summary: bool
+    noise_floor: bool
+    merge_eos: bool
     prompt_mode: Literal["shared", "per_model"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -111,3 +112,51 @@ async def test_nan_is_an_error_not_a_number(tmp_path: Path) -> None:
     with pytest.raises(InternalError, match="NaN"):
         await columns(answer(pair, Compare(ids, 9, ids, 9, ["js"])))
     await pair.close()
+
+
+async def test_merged_ends_count_as_one_token(case: Case, monkeypatch: Any) -> None:
+    """Against rows whose merged columns were added up; in chunks, at a temperature, over a merged token too."""
+    monkeypatch.setattr(scoring, "MAX_POSITIONS", 25)
+    ids = [*case.prompt(60), 7, 9, 1, 7]
+    names, merge = ["js", "kl_ab", "delta_logp", "entropy_b", "rank_of_b_in_a"], [7, 1, 9]
+    job = Compare(ids, 20, ids, 20, names, 0.8, merge)
+    got = await columns(answer(case.pair, job))
+    assert_alike(got, await columns(scoring.compare(case.pair, job)))
+    rows = []
+    for model in (case.plain_a, case.plain_b):
+        row = (case.plain_rows(model, ids)[19:-1].double() / 0.8).log_softmax(-1)
+        row[:, 7] = row[:, merge].logsumexp(-1)
+        row[:, [1, 9]] = -torch.inf
+        rows.append(row.numpy())
+    scored = np.array([7 if token in merge else token for token in ids[20:]])
+    want = divergence.compute(*rows, names, scored)
+    for name in names:
+        np.testing.assert_allclose(got[name], want[name], rtol=1e-4, atol=2e-5, err_msg=name)
+
+
+async def test_rows_of_the_backend_are_left_as_they_were(tmp_path: Path) -> None:
+    """Tables hand out rows they keep: merging must not change them."""
+    table = {"tokens": ["a", "b", "c", "<eos>"], "eos": "<eos>", "rows": {"": {"a": 0.4, "b": 0.3, "c": 0.3}}}
+    other = table | {"rows": {"": {"a": 0.4, "b": 0.1, "<eos>": 0.5}}}
+    for name, document in (("a", table), ("b", other)):
+        (tmp_path / name).write_text(json.dumps(document))
+    sides = [ModelSpec(name, str(tmp_path / name)) for name in "ab"]
+    pair = load_pair(WorkerSpec("p", "table", "", *sides))
+    plain = Compare([0, 1, 2], 1, [0, 1, 2], 1, ["tv"])
+    before = await columns(answer(pair, plain))
+    merged = await columns(answer(pair, Compare([0, 1, 2], 1, [0, 1, 2], 1, ["tv"], 1.0, [1, 2, 3])))
+    assert merged["tv"] == pytest.approx([0.0, 0.0], abs=1e-7)  # 0.6 on the merged token in both
+    after = await columns(answer(pair, plain))
+    assert after["tv"].tolist() == before["tv"].tolist() == pytest.approx([0.5, 0.5])
+
+
+async def test_the_floor_is_the_distance_to_ones_own_rounded_logits(case: Case) -> None:
+    ids = case.prompt(50)
+    job = Compare(ids, 20, ids, 20, ["js", "kl_ab"], floor="b")
+    got = await columns(answer(case.pair, job))
+    with torch.inference_mode():
+        logits = case.plain_b(torch.tensor([ids])).logits[0, 19:49, : case.vocab_size]
+    rows = [rounded.double().log_softmax(-1).numpy() for rounded in (logits, logits.bfloat16())]
+    want = divergence.compute(*rows, ["js", "kl_ab"])
+    np.testing.assert_allclose(got["js"], want["js"], rtol=0.05, atol=1e-7)
+    assert 1e-7 < got["js"].mean() < 1e-3

@@ -128,6 +128,14 @@ def test_half_precisions_are_widened_exactly(form: str) -> None:
         assert left[name].tolist() == right[name].tolist(), name
 
 
+def test_rows_of_two_forms_meet_in_float32() -> None:
+    a, b = logits(18, 3, 100), logits(19, 3, 100)
+    half = b.astype(np.float16)
+    want = measured(a, half.astype(np.float32))
+    for name, got in measured(a, half).items():
+        assert got.tolist() == want[name].tolist(), name
+
+
 def test_a_row_does_not_depend_on_the_others_nor_on_threads() -> None:
     a, b = logits(10, 9, 4097), logits(11, 9, 4097)
     together = compare(Rows.of(a), Rows.of(b), ALL, [5] * 9, threads=3)

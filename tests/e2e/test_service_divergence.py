@@ -1,0 +1,91 @@
+"""What a comparison says beside its values: statistics, noise floor, provenance."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from rl_onoff.schemas import DivergenceResponse
+
+ITEMS = [{"prompt": "b", "solution": "ab"}, {"prompt": "b", "solution": "abacab"}, {"prompt": "a", "solution": "bac"}]
+
+
+def compared(http: httpx.Client, **body: Any) -> DivergenceResponse:
+    response = http.post("/divergence", json={"items": ITEMS, **body})
+    assert response.status_code == 200, response.text
+    return DivergenceResponse.model_validate_json(response.content)
+
+
+def test_a_summary_holds_what_papers_print(http: httpx.Client) -> None:
+    answer = compared(http, measures=["js", "tv", "topk_overlap:2"])
+    made = answer.summary
+    assert made is not None
+    assert (made.items, made.positions) == (3, 11)
+    tv = np.concatenate([item.values["tv"] for item in answer.items]).astype(float)
+    found = made.measures["tv"]
+    assert found.mean == pytest.approx(tv.mean())
+    assert found.clustered_stderr is not None
+    # After an "a" the total variation is 0.6, elsewhere 0.2: the first "a" of the request is its second token.
+    assert tv.max() == pytest.approx(0.6)
+    assert found.max_at is not None
+    place = (found.max_at.item, found.max_at.position, found.max_at.token_id, found.max_at.token)
+    assert place == (0, 1, 1, "b")
+    assert made.top1 is not None
+    assert made.top1.value == made.top1_agreement
+    # There B's best, c, is A's second; elsewhere A's best is B's.
+    after_a = float(np.mean(tv > 0.4))
+    assert made.shifts["marginal"].value == pytest.approx(after_a)
+    assert made.shifts["unshifted"].value == pytest.approx(1 - after_a)
+    assert made.shifts["shifted"].value == 0
+    assert [(b.low, b.count) for b in made.by_confidence if b.count] == [(0.5, 11)]
+    assert sum(bucket.count for bucket in made.by_position) == 11
+    assert made.by_confidence[0].means == {"js": None, "tv": None, "topk_overlap:2": None}
+    assert made.rms_delta_p is not None
+    assert made.mean_delta_p is not None
+    assert made.rms_delta_p.value > abs(made.mean_delta_p.value)
+    one = answer.items[1].summary
+    assert one is not None
+    assert one.measures["tv"].clustered_stderr is None
+    assert one.measures["tv"].max_at is not None
+    assert one.measures["tv"].max_at.item == 1
+
+
+def test_summaries_do_not_depend_on_the_order_of_the_models_they_are_of(http: httpx.Client) -> None:
+    plain, turned = compared(http), compared(http, a="tuned", b="base")
+    assert plain.summary is not None
+    assert turned.summary is not None
+    assert turned.summary.measures["kl_ab"].mean == pytest.approx(plain.summary.measures["kl_ba"].mean)
+    assert plain.summary.perplexity.ratio is not None
+    assert turned.summary.perplexity.ratio == pytest.approx(1 / plain.summary.perplexity.ratio)
+    assert [b.count for b in turned.summary.by_confidence] != [b.count for b in plain.summary.by_confidence]
+
+
+def test_what_was_not_asked_for_is_not_there(http: httpx.Client) -> None:
+    answer = compared(http, measures=["js"], summary=False)
+    assert answer.summary is answer.noise_floor is answer.items[0].summary is None
+    assert answer.items[0].values.keys() == {"js"}
+
+
+def test_the_noise_floor_is_that_of_rounded_logits(http: httpx.Client) -> None:
+    for models in ({}, {"a": "tuned", "b": "base"}):
+        answer = compared(http, measures=["js", "kl_ab"], noise_floor=True, **models)
+        assert answer.noise_floor is not None
+        floor = answer.noise_floor.bfloat16_logits["js"]
+        assert floor.count == 11
+        assert floor.mean is not None
+        assert 1e-9 < floor.mean < 1e-4
+    bits = compared(http, measures=["js"], noise_floor=True, units="bits", a="tuned", b="base").noise_floor
+    assert bits is not None
+    assert bits.bfloat16_logits["js"].mean == pytest.approx(floor.mean / math.log(2))
+
+
+def test_provenance_names_widths_kernel_and_devices(http: httpx.Client) -> None:
+    made = compared(http, merge_eos=True).provenance
+    assert (made.vocab_size, made.logit_columns) == (7, [7, 7])
+    assert made.kernel in ("streaming float32", "reference float64")
+    assert (made.merge_eos, made.merged_ids) == (True, [5])
+    assert len(made.devices) == 2
