@@ -49,16 +49,19 @@ def _cut(rows: Any, job: Score, begin: int, end: int) -> Rows:
     values = xp.exp(logprobs) if values is None else values
     device = array_api_compat.device(rows)
     token_ids = xp.asarray(job.ids[begin:end], dtype=xp.int64, device=device)
-    ids = None
+    ids = tail = None
     if job.top_k is not None:
         values, top_ids = top(values, job.top_k)
-        ids = Array.of(to_numpy(top_ids).astype(np.int64))
+        kept = np.take_along_axis(to_numpy(logprobs), host_ids := to_numpy(top_ids).astype(np.int64), axis=-1)
+        tail = Array.of(np.maximum(0.0, 1.0 - np.exp(kept.astype(np.float64)).sum(axis=-1)))
+        ids = Array.of(host_ids)
     return Rows(
         start=begin - job.start,
         values=_stored(to_numpy(values), job.dtype),
         ids=ids,
         token_logprobs=Array.of(to_numpy(divergence.gather(logprobs, token_ids))),
         entropy=Array.of(to_numpy(divergence.entropy(logprobs))),
+        tail=tail,
     )
 
 

@@ -159,7 +159,7 @@ class Rows(msgspec.Struct, frozen=True, tag="rows"):
     """Rows of consecutive positions: `values` `[n, V]`, or `[n, k]` with `ids` `[n, k]` best first.
 
     `token_logprobs` `[n]` is the log-probability of each position's own token and `entropy` `[n]` the row's, both of
-    the whole row at the job's temperature.
+    the whole row at the job's temperature; `tail` `[n]`, beside `ids`, the probability of all other tokens.
     """
 
     start: int
@@ -167,6 +167,7 @@ class Rows(msgspec.Struct, frozen=True, tag="rows"):
     ids: Array | None
     token_logprobs: Array
     entropy: Array
+    tail: Array | None = None
 
 
 class Values(msgspec.Struct, frozen=True, tag="values"):

@@ -8,9 +8,9 @@ from fastapi import APIRouter, Request, Response
 
 from app.body import StrictRoute
 from app.deps import ServiceDep
-from app.responses import PartsResponse, json_response
+from app.responses import PartsResponse, StreamedResponse, json_response
 from app.routes.problems import NOT_ACCEPTABLE, PROBLEMS
-from app.services.distributions import score
+from app.services.distributions import score, stream
 from app.services.safetensors import MEDIA_TYPE
 from app.watch import attended
 from rl_onoff.schemas import DistributionsRequest, DistributionsResponse
@@ -26,11 +26,16 @@ router = APIRouter(route_class=StrictRoute, tags=["scoring"])
 )
 async def post_distributions(body: DistributionsRequest, request: Request, service: ServiceDep) -> Response:
     """JSON holds the `top_k` of every row. With `Accept: application/vnd.safetensors` the answer is a safetensors
-    file with `{i}.values` (`[T, V]`, or `[T, k]` beside `{i}.ids`), `{i}.token_ids` and `{i}.token_logprobs`."""
+    file with `{i}.values` (`[T, V]`, or `[T, k]` beside `{i}.ids`), `{i}.token_ids`, `{i}.token_logprobs` and
+    `{i}.entropy`; whole rows are sent while they are computed, and what fails then ends the body early."""
     binary = MEDIA_TYPE in request.headers.get("accept", "")
 
     async def answer() -> Response:
-        scores = await score(body, service.registry, service.settings.limits, binary=binary)
+        limits = service.settings.limits
+        if binary and body.top_k is None:
+            rows = await stream(body, service.registry, limits)
+            return StreamedResponse(rows.parts, rows.length, MEDIA_TYPE, service.drain)
+        scores = await score(body, service.registry, limits, binary=binary)
         if binary:
             return PartsResponse(scores.as_safetensors(), media_type=MEDIA_TYPE)
         return await json_response(await asyncio.to_thread(scores.as_json))

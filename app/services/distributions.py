@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from app.config import Limits
-from app.services import replay
+from app.services import replay, rowstream
 from app.services.ids import new_id
 from app.services.interleave import interleave
 from app.services.nulls import finites
 from app.services.prompts import check_items, prompt_ids, solution_ids, within
 from app.services.registry import Registry, ServedModel
+from app.services.rowstream import RowStream
 from app.services.safetensors import MEDIA_TYPE, Tensor, serialize
 from rl_onoff.errors import InternalError, LimitExceeded, NotAcceptable
 from rl_onoff.schemas import CacheUse, DistributionsRequest, DistributionsResponse, ItemDistributions, TopTokens
@@ -49,6 +50,7 @@ class Scores:
             id=new_id("dist"),
             model=self.model.name,
             vocab_size=self.model.info.vocab_size,
+            logit_columns=self.model.info.logit_columns,
             kind=self.request.kind,
             items=[self._item(item) for item in self.items],
             cache=CacheUse(hit_rows=0, computed_rows=sum(len(item.solution) for item in self.items)),
@@ -60,6 +62,7 @@ class Scores:
             token_ids = Array.of(np.asarray(item.solution, dtype=np.int64))
             tensors[f"{index}.token_ids"] = _tensor([token_ids])
             tensors[f"{index}.token_logprobs"] = _tensor([rows.token_logprobs for rows in item.rows])
+            tensors[f"{index}.entropy"] = _tensor([rows.entropy for rows in item.rows])
             tensors[f"{index}.values"] = _tensor([rows.values for rows in item.rows])
             if self.request.top_k is not None:
                 tensors[f"{index}.ids"] = _tensor([rows.ids for rows in item.rows if rows.ids is not None])
@@ -67,6 +70,7 @@ class Scores:
             "id": new_id("dist"),
             "model": self.model.name,
             "vocab_size": self.model.info.vocab_size,
+            "logit_columns": self.model.info.logit_columns,
             "kind": self.request.kind,
             "temperature": self.request.temperature,
             "tokens": [self.model.pair.codec.pieces(item.solution) for item in self.items],
@@ -82,10 +86,27 @@ class Scores:
             token_logprobs=finites(_joined([rows.token_logprobs for rows in item.rows]).tolist()),
             top=[TopTokens(ids=row, values=finites(best)) for row, best in zip(ids, values, strict=True)],
             entropy=_joined([rows.entropy for rows in item.rows]).tolist(),
+            tail=_joined([rows.tail for rows in item.rows if rows.tail is not None]).tolist(),
         )
 
 
+async def stream(request: DistributionsRequest, registry: Registry, limits: Limits) -> RowStream:
+    """Whole rows, as a file that is written while they are computed."""
+    model, jobs = await _planned(request, registry, limits, binary=True)
+    return await rowstream.begin(request, model, jobs)
+
+
 async def score(request: DistributionsRequest, registry: Registry, limits: Limits, *, binary: bool) -> Scores:
+    model, jobs = await _planned(request, registry, limits, binary=binary)
+    sources = [partial(_scored, model, index, job) for index, job in enumerate(jobs)]
+    async with aclosing(interleave(sources, at_once=model.pair.config.sequences)) as answers:
+        found = {index: scored async for index, scored in answers}
+    return Scores(request, model, [found[index] for index in range(len(jobs))])
+
+
+async def _planned(
+    request: DistributionsRequest, registry: Registry, limits: Limits, *, binary: bool
+) -> tuple[ServedModel, list[Score]]:
     if request.top_k is None and not binary:
         raise NotAcceptable(
             f"whole rows are answered as tensors: send `Accept: {MEDIA_TYPE}`, or set top_k for JSON",
@@ -97,10 +118,7 @@ async def score(request: DistributionsRequest, registry: Registry, limits: Limit
         within(request.top_k, model.info.vocab_size, "top_k", "tokens")
     jobs = [await _job(request, model, index, binary) for index in range(len(request.items))]
     _check_budget(request, jobs, model.info.vocab_size, limits.row_bytes, binary)
-    sources = [partial(_scored, model, index, job) for index, job in enumerate(jobs)]
-    async with aclosing(interleave(sources, at_once=model.pair.config.sequences)) as answers:
-        found = {index: scored async for index, scored in answers}
-    return Scores(request, model, [found[index] for index in range(len(jobs))])
+    return model, jobs
 
 
 async def _job(request: DistributionsRequest, model: ServedModel, index: int, binary: bool) -> Score:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import httpx
@@ -16,6 +17,9 @@ from rl_onoff.version import __version__
 
 CONNECT_SECONDS: Final = 5.0
 WRITE_SECONDS: Final = 60.0
+
+#: Of a body that goes to a file.
+PART_BYTES: Final = 1 << 20
 
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
@@ -103,6 +107,22 @@ class Session:
             response.close()
         return response
 
+    def save(self, call: Call, path: Path) -> Path:
+        """A successful response's body in a file, which is there once it is whole."""
+        response = self.open(call)
+        unfinished = _unfinished(path)
+        try:
+            with unfinished.open("wb") as file:
+                for part in response.iter_bytes(PART_BYTES):
+                    file.write(part)
+            unfinished.replace(path)
+        except httpx.RequestError as failure:
+            raise transport_error(failure) from failure
+        finally:
+            response.close()
+            unfinished.unlink(missing_ok=True)
+        return path
+
     def close(self) -> None:
         self._http.close()
 
@@ -150,6 +170,22 @@ class AsyncSession:
             await response.aclose()
         return response
 
+    async def save(self, call: Call, path: Path) -> Path:
+        """A successful response's body in a file, which is there once it is whole."""
+        response = await self.open(call)
+        unfinished = _unfinished(path)
+        try:
+            with unfinished.open("wb") as file:
+                async for part in response.aiter_bytes(PART_BYTES):
+                    await asyncio.to_thread(file.write, part)
+            unfinished.replace(path)
+        except httpx.RequestError as failure:
+            raise transport_error(failure) from failure
+        finally:
+            await response.aclose()
+            unfinished.unlink(missing_ok=True)
+        return path
+
     async def close(self) -> None:
         await self._http.aclose()
 
@@ -165,6 +201,10 @@ class AsyncSession:
         except httpx.RequestError as failure:
             raise transport_error(failure) from failure
         raise error_of(response)
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(path.name + ".part")
 
 
 def transport_error(failure: httpx.RequestError) -> TransportError:

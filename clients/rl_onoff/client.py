@@ -14,7 +14,9 @@ cannot be reached is asked again for `retry_seconds`, and a request whose connec
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, Unpack, overload
 
@@ -40,7 +42,7 @@ from rl_onoff.schemas import (
     VersionResponse,
 )
 from rl_onoff.streams import GENERATE, SWITCH, AsyncStream, Stream
-from rl_onoff.tensors import FullDistributions, read_distributions
+from rl_onoff.tensors import FullDistributions, map_distributions, read_distributions
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -119,16 +121,31 @@ class Client:
     ) -> DistributionsResponse: ...
     @overload
     def distributions(
-        self, items: Sequence[ItemLike], *, full: Literal[True], **fields: Unpack[DistributionsFields]
+        self,
+        items: Sequence[ItemLike],
+        *,
+        full: Literal[True],
+        save_to: str | os.PathLike[str] | None = None,
+        **fields: Unpack[DistributionsFields],
     ) -> list[FullDistributions]: ...
     def distributions(
-        self, items: Sequence[ItemLike], *, full: bool = False, **fields: Unpack[DistributionsFields]
+        self,
+        items: Sequence[ItemLike],
+        *,
+        full: bool = False,
+        save_to: str | os.PathLike[str] | None = None,
+        **fields: Unpack[DistributionsFields],
     ) -> DistributionsResponse | list[FullDistributions]:
         """What one model believes at every token: `POST /distributions`.
 
-        `full=True` gives numpy arrays, of the whole vocabulary unless `top_k` is given; else `top_k` is needed.
+        `full=True` gives numpy arrays, of the whole vocabulary unless `top_k` is given; else `top_k` is needed. With
+        `save_to` the answer is written to that file as it comes and the arrays are mapped from it, read-only: rows of
+        any size, in little memory.
         """
-        response = self._session.send(_calls.distributions(items, fields, full=full))
+        call = _calls.distributions(items, fields, full=full)
+        if full and save_to is not None:
+            return map_distributions(self._session.save(call, Path(save_to)))
+        response = self._session.send(call)
         return read_distributions(response.content) if full else parse(DistributionsResponse, response.content)
 
     def divergence(self, items: Sequence[ItemLike], **fields: Unpack[DivergenceFields]) -> DivergenceResponse:
@@ -228,16 +245,31 @@ class AsyncClient:
     ) -> DistributionsResponse: ...
     @overload
     async def distributions(
-        self, items: Sequence[ItemLike], *, full: Literal[True], **fields: Unpack[DistributionsFields]
+        self,
+        items: Sequence[ItemLike],
+        *,
+        full: Literal[True],
+        save_to: str | os.PathLike[str] | None = None,
+        **fields: Unpack[DistributionsFields],
     ) -> list[FullDistributions]: ...
     async def distributions(
-        self, items: Sequence[ItemLike], *, full: bool = False, **fields: Unpack[DistributionsFields]
+        self,
+        items: Sequence[ItemLike],
+        *,
+        full: bool = False,
+        save_to: str | os.PathLike[str] | None = None,
+        **fields: Unpack[DistributionsFields],
     ) -> DistributionsResponse | list[FullDistributions]:
         """What one model believes at every token: `POST /distributions`.
 
-        `full=True` gives numpy arrays, of the whole vocabulary unless `top_k` is given; else `top_k` is needed.
+        `full=True` gives numpy arrays, of the whole vocabulary unless `top_k` is given; else `top_k` is needed. With
+        `save_to` the answer is written to that file as it comes and the arrays are mapped from it, read-only: rows of
+        any size, in little memory.
         """
-        response = await self._session.send(_calls.distributions(items, fields, full=full))
+        call = _calls.distributions(items, fields, full=full)
+        if full and save_to is not None:
+            return map_distributions(await self._session.save(call, Path(save_to)))
+        response = await self._session.send(call)
         return read_distributions(response.content) if full else parse(DistributionsResponse, response.content)
 
     async def divergence(self, items: Sequence[ItemLike], **fields: Unpack[DivergenceFields]) -> DivergenceResponse:

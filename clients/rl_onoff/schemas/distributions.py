@@ -29,6 +29,7 @@ class ItemDistributions(Response):
     token_logprobs: list[float | None]
     top: list[TopTokens]
     entropy: list[float]
+    tail: list[float] = Field(default=[], description="probability of all tokens that are not in `top`")
 
 
 class CacheUse(Response):
@@ -39,7 +40,8 @@ class CacheUse(Response):
 class DistributionsResponse(Response):
     id: str
     model: str
-    vocab_size: int
+    vocab_size: int = Field(description="ids compared, from 0 on; rows are cut to them before the softmax")
+    logit_columns: int | None = Field(default=None, description="the model's own width")
     kind: RowKind
     items: list[ItemDistributions]
     cache: CacheUse

@@ -1,0 +1,61 @@
+"""A stream of rows takes no more from the worker than it has given away."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app.services import rowstream
+from rl_onoff.errors import InternalError
+from rl_onoff.schemas import DistributionsRequest
+from workers.wire import Array, Done, Frame, Rows, Score
+
+VOCAB = 11
+
+
+def frame(start: int, count: int) -> Rows:
+    zeros = np.zeros(count)
+    return Rows(start, Array.of(np.ones((count, VOCAB), np.float16)), None, Array.of(zeros), Array.of(zeros + start))
+
+
+async def stream(monkeypatch: Any, lengths: list[int], lost: int = 0) -> tuple[rowstream.RowStream, list[int]]:
+    made: list[int] = []
+
+    async def run(pair: Any, job: Score) -> AsyncGenerator[Frame, None]:
+        count = len(job.ids) - job.start - lost
+        for start in range(0, count, 3):
+            made.append(start)
+            yield frame(start, min(3, count - start))
+        yield Done()
+
+    monkeypatch.setattr(rowstream.replay, "run", run)
+    codec = SimpleNamespace(pieces=lambda ids: [str(i) for i in ids])
+    model: Any = SimpleNamespace(
+        name="m", info=SimpleNamespace(vocab_size=VOCAB, logit_columns=16), pair=SimpleNamespace(codec=codec)
+    )
+    jobs = [Score("a", list(range(2 + length)), 2, dtype="float16") for length in lengths]
+    request = DistributionsRequest(model="m", items=[{"prompt": "x", "solution": "y"}], dtype="float16")  # type: ignore[list-item]
+    return await rowstream.begin(request, model, jobs), made
+
+
+async def test_parts_are_made_as_they_are_taken(monkeypatch: Any) -> None:
+    rows, made = await stream(monkeypatch, [7, 1, 12])
+    assert len(made) == 1
+    total = taken = 0
+    async for part in rows.parts:
+        total += len(part)
+        taken += 1
+        assert len(made) <= taken
+    assert total == rows.length
+    assert len(made) == 3 + 1 + 4
+
+
+async def test_a_worker_that_gives_too_few_rows_is_an_error(monkeypatch: Any) -> None:
+    rows, _ = await stream(monkeypatch, [7], lost=1)
+    with pytest.raises(InternalError, match="another number"):
+        async for _ in rows.parts:
+            pass
