@@ -19,7 +19,7 @@ import numpy.typing as npt
 from numba import njit
 
 from rl_onoff import divergence
-from workers.vectorised import BLOCK, FAST, LN2, as_bits, as_float, compiled, disorder, exp, f4, i4, log1p, order
+from workers.vectorised import BLOCK, FAST, as_bits, as_float, compiled, disorder, exp, f4, i4, log_of_share, order
 
 Column = npt.NDArray[np.float64]
 
@@ -285,7 +285,7 @@ def _distances(x, y, lp, lq, cp, cq, dz):  # type: ignore[no-untyped-def]
         tanh = half * (f4(1) + square * (f4(-1 / 3) + square * (f4(2 / 15) + square * f4(-17 / 315))))
         t2 = tanh * tanh
         series = (p + q) * t2 * (f4(0.5) + t2 * (f4(1 / 12) + t2 * (f4(1 / 30) + t2 * f4(1 / 56))))
-        larger = LN2 - log1p(exp(-size))  # log of the larger of p, q over their mean; the smaller's is `size` less
+        larger = log_of_share(exp(-size))  # of the larger of p, q over their mean; the smaller's is `size` less
         closed = p * (larger - f4(0.5) * (size + d)) + q * (larger - f4(0.5) * (size - d))
         gap = (q - p) * far
         s0 += series + far * closed

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from workers.vectorised import BLOCK, FAST, LN2, compiled, exp, f4, log1p
+from workers.vectorised import BLOCK, FAST, compiled, exp, f4, log_of_share
 
 _u = np.uint64
 
@@ -36,7 +36,7 @@ def _js_block(p, q):  # type: ignore[no-untyped-def]
         tanh = half * (f4(1) + square * (f4(-1 / 3) + square * (f4(2 / 15) + square * f4(-17 / 315))))
         t2 = tanh * tanh
         series = (pa + pb) * t2 * (f4(0.5) + t2 * (f4(1 / 12) + t2 * (f4(1 / 30) + t2 * f4(1 / 56))))
-        larger = LN2 - log1p(exp(-size))  # log of the larger of p, q over m; the smaller's is `size` less
+        larger = log_of_share(exp(-size))  # log of the larger of p, q over m; the smaller's is `size` less
         far = pa * (larger - f4(0.5) * (size + d)) + pb * (larger - f4(0.5) * (size - d))
         total += series + (f4(1.0) - near) * far
     return total
