@@ -25,7 +25,7 @@ demo: setup ## serve the shipped pair and show the main job (DEMO_ONCE=1: stop a
 	$(BIN)/rl-onoff demo $(if $(DEMO_ONCE),--once)
 
 test: setup ## run the tests
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 
 # SGLang's pins and the service's cannot share an environment. Two minutes to install, 2 GB.
 SGLANG_VENV ?= .venv-sglang

@@ -22,6 +22,9 @@ from workers.wire import WorkerSpec
 
 COMMAND = (sys.executable, "-m", "workers")
 
+#: Threads of OpenMP that wait sleep: spinning, on cores shared with anything else, costs several times what it saves.
+_DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE"}
+
 _KEPT_OUTPUT = 64 << 10
 #: For the last of its output to arrive, once it has ended.
 _OUTPUT_SECONDS = 1.0
@@ -42,7 +45,9 @@ class LocalWorker:
         stdin, life = os.pipe()
         output, stdout = os.pipe()
         try:
-            process = await asyncio.create_subprocess_exec(*command, stdin=stdin, stdout=stdout, start_new_session=True)
+            process = await asyncio.create_subprocess_exec(
+                *command, stdin=stdin, stdout=stdout, start_new_session=True, env={**_DEFAULTS, **os.environ}
+            )
         except BaseException:
             os.close(life)
             os.close(output)
