@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 
 from app import keys
 from rl_onoff.errors import ConfigurationError
+from rl_onoff.kinds import AnyPolicy
 
 _DEMO = Path(__file__).resolve().parent.parent / "demo"
 
@@ -54,6 +55,7 @@ class PairConfig(_Section):
     max_len: int | None = Field(default=None, ge=1, description="default: the models' own")
     trust_remote_code: bool = False
     options: dict[str, Any] = {}
+    policies: dict[Name, AnyPolicy] = Field(default={}, description="models of the OpenAI routes, by name")
 
     @model_validator(mode="after")
     def _consistent(self) -> PairConfig:
@@ -148,10 +150,13 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
         names = [name for pair in self.pairs for name in (pair.model_a, pair.model_b)]
-        for kind, taken in (("pair", [pair.name for pair in self.pairs]), ("model", names)):
+        pairs = [pair.name for pair in self.pairs]
+        policies = [name for pair in self.pairs for name in pair.policies]
+        everything = [*policies, *{*names, *pairs, "switch"}]
+        for kind, taken in (("pairs", pairs), ("models", names), ("policies, pairs or models", everything)):
             twice = {name for name in taken if taken.count(name) > 1}
             if twice:
-                raise ValueError(f"two {kind}s are called {', '.join(sorted(twice))}")
+                raise ValueError(f"two {kind} are called {', '.join(sorted(twice))}")
         return self
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -21,6 +22,7 @@ class Service:
     supervisor: Supervisor
     registry: Registry
     drain: Drain
+    started: int = field(default_factory=lambda: int(time.time()))
 
 
 def _service(request: Request) -> Service:

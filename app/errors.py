@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Scope
 
+from app import openai_errors as openai
 from rl_onoff.errors import (
     InternalError,
     InvalidField,
@@ -38,11 +39,16 @@ def problem(error: OnOffError, scope: Scope, **extensions: Any) -> dict[str, Any
 
 
 class ProblemResponse(Response):
+    """The error as a problem; under /v1 in OpenAI's shape, with the statuses its clients know."""
+
     media_type = MEDIA_TYPE
 
     def __init__(self, error: OnOffError, scope: Scope, headers: Mapping[str, str] | None = None) -> None:
+        content, status, media_type = problem(error, scope), error.status, MEDIA_TYPE
+        if openai.speaks(scope["path"]):
+            content, status, media_type = openai.error_body(content), openai.status(error.status), "application/json"
         # ASCII, so that no text from a request can fail to encode.
-        super().__init__(json.dumps(problem(error, scope)), status_code=error.status, headers=headers)
+        super().__init__(json.dumps(content), status_code=status, headers=headers, media_type=media_type)
         if error.status == 401:
             MutableHeaders(raw=self.raw_headers)["WWW-Authenticate"] = "Bearer"
         if error.status in (429, 503):

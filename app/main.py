@@ -20,7 +20,7 @@ from app.config import Settings, check_exposure
 from app.deps import Service
 from app.keys import Keys
 from app.middleware import Admission, Boundary
-from app.routes import distributions, divergence, generate, switch, system
+from app.routes import distributions, divergence, generate, openai, switch, system
 from app.server import Server, bound
 from app.services.drain import Drain
 from app.services.registry import Registry
@@ -63,7 +63,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(Admission, limits=settings.limits, drain=service.drain)
     app.add_middleware(Keys, digests=settings.key_digests)
     app.add_middleware(Boundary, send_seconds=settings.send_seconds)  # the last one added is the outermost
-    for module in (generate, distributions, divergence, switch, system):
+    for module in (generate, distributions, divergence, switch, openai, system):
         app.include_router(module.router)
     return app
 

@@ -16,9 +16,9 @@ from rl_onoff.errors import ShuttingDown
 _PIECE = 1 << 20
 
 
-async def json_response(model: BaseModel) -> Response:
+async def json_response(model: BaseModel, *, exclude_unset: bool = False) -> Response:
     """The model as JSON. Returned from a route it would be written on the event loop, and other streams would wait."""
-    content = await asyncio.to_thread(model.model_dump_json, by_alias=True)
+    content = await asyncio.to_thread(model.model_dump_json, by_alias=True, exclude_unset=exclude_unset)
     return Response(content, media_type="application/json")
 
 

@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from app.config import Settings
 from app.errors import problem
 from app.services.drain import Drain
-from app.services.events import Event
+from app.services.events import Sendable
 from app.watch import ClientStalled, disconnected
 from rl_onoff.errors import InternalError, OnOffError, ShuttingDown
 
@@ -29,7 +29,7 @@ logger = logging.getLogger("rl_onoff.service")
 _PING = b": ping\n\n"
 
 
-async def begin(events: AsyncGenerator[Event, None], seconds: float) -> AsyncGenerator[Event, None]:
+async def begin(events: AsyncGenerator[Sendable, None], seconds: float) -> AsyncGenerator[Sendable, None]:
     """The same events, after the first has come: what fails before it is raised here, while a status can still tell.
 
     A first event that takes longer than `seconds` is waited for in the stream instead, where pings show life.
@@ -47,7 +47,9 @@ async def begin(events: AsyncGenerator[Event, None], seconds: float) -> AsyncGen
     return _rejoined(first, events)
 
 
-async def _rejoined(first: asyncio.Task[Event], events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
+async def _rejoined(
+    first: asyncio.Task[Sendable], events: AsyncGenerator[Sendable, None]
+) -> AsyncGenerator[Sendable, None]:
     try:
         yield await first
         async for event in events:
@@ -63,7 +65,7 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[Event, None], *, settings: Settings, drain: Drain) -> None:
+    def __init__(self, events: AsyncGenerator[Sendable, None], *, settings: Settings, drain: Drain) -> None:
         self.status_code = 200
         self.background = None
         self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
@@ -120,8 +122,12 @@ class EventStream(Response):
 
     def _error(self, error: OnOffError, scope: Scope) -> bytes:
         self._ended = True
-        data = json.dumps(problem(error, scope, tokens_emitted=self._emitted))
-        return f"event: error\ndata: {data}\n\n".encode()
+        return self._event(problem(error, scope, tokens_emitted=self._emitted))
+
+    @staticmethod
+    def _event(problem: dict[str, Any]) -> bytes:
+        """The problem as the last event."""
+        return f"event: error\ndata: {json.dumps(problem)}\n\n".encode()
 
     async def _ping(self, write: Any) -> None:
         with contextlib.suppress(ClientStalled):

@@ -7,6 +7,7 @@ from typing import Any
 
 from workers import sampling
 from workers.backends.base import Pair
+from workers.logprobs import described
 from workers.wire import Done, Frame, Generate, SamplingParams, Tokens, Usage
 
 
@@ -40,11 +41,5 @@ def _draw(rows: Any, params: SamplingParams, position: int, logprobs: int | None
     token = sampling.choose(rows, params, [position])[0]
     if logprobs is None:
         return Tokens([token], Usage())
-    logprob, top_ids, top_logprobs = describe(rows, token, logprobs)
-    return Tokens([token], Usage(), logprobs=[logprob], top_ids=[top_ids], top_logprobs=[top_logprobs])
-
-
-def describe(rows: Any, token: int, count: int) -> tuple[float, list[int], list[float]]:
-    """Of a `[1, V]` row: the token's log-probability, the `count` most likely ids, and theirs, best first."""
-    tops, top_ids = sampling.top(rows, count) if count else (rows[:, :0], rows[:, :0])
-    return float(rows[0, token]), [int(i) for i in top_ids[0]], [float(value) for value in tops[0]]
+    told = described(rows, [token], logprobs)
+    return Tokens([token], Usage(), logprobs=told.tokens, top_ids=told.top_ids, top_logprobs=told.top_logprobs)

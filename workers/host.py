@@ -17,7 +17,7 @@ import msgspec
 from aiohttp import web
 
 from rl_onoff.errors import InternalError, InvalidField, OnOffError, OutOfMemory, WorkerLost
-from workers import floor, generation, lockstep, lookahead, scoring
+from workers import floor, generation, lockstep, lookahead, scoring, walk
 from workers.backends.base import ComparesItself, GeneratesItself, LivesElsewhere, Pair
 from workers.wire import (
     CONTENT_TYPE,
@@ -29,6 +29,7 @@ from workers.wire import (
     Job,
     Score,
     SwitchGenerate,
+    SwitchScore,
     decode_job,
     encode,
     encode_frame,
@@ -51,6 +52,10 @@ def answer(pair: Pair, job: Job) -> AsyncIterator[Frame]:
             if job.top_k is not None and not 1 <= job.top_k <= pair.info.a.vocab_size:
                 raise InvalidField(f"must lie in [1, {pair.info.a.vocab_size}]", field="top_k")
             return scoring.score(pair, job)
+        case SwitchScore():
+            _check_ids(pair, job.ids)
+            _check_start(job.start, job.ids)
+            return walk.walk(pair, job)
         case Compare():
             for ids, start in ((job.a_ids, job.a_start), (job.b_ids, job.b_start)):
                 _check_ids(pair, ids)

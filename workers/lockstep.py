@@ -12,6 +12,7 @@ from rl_onoff.kinds import parse_policy
 from rl_onoff.policy import PolicyState, Signals, initial_state, step
 from workers.backends.base import Pair, both_sequences, together
 from workers.judge import judge
+from workers.logprobs import Logprobs, of_leaders
 from workers.noise import NoiseFloor
 from workers.wire import Done, Frame, SwitchGenerate, Tokens, Usage
 
@@ -38,7 +39,10 @@ async def switch_generate(pair: Pair, job: SwitchGenerate) -> AsyncIterator[Fram
             doubtful = noise.may_turn(policy, before, signals) or noise.may_change(verdict.gap(0, lead))
             usage = Usage(a.forwards, b.forwards, within_noise=usage.within_noise + doubtful)
             recorded = {name: [value] for name, value in verdict.recorded(0, lead).items()}
-            yield Tokens([token], usage, leads=lead, values=recorded)
+            told = Logprobs([], [], [])
+            if job.logprobs is not None:
+                told = await pair.compute(of_leaders, rows_a, rows_b, lead, [token], job.logprobs)
+            yield Tokens([token], usage, lead, recorded, told.tokens, told.top_ids, told.top_logprobs)
             if token in eos:
                 yield Done(usage, "stop")
                 return

@@ -21,6 +21,7 @@ from rl_onoff.kinds import parse_policy
 from rl_onoff.policy import PolicyState, Signals, initial_state, step
 from workers.backends.base import Pair, both_sequences
 from workers.judge import judge
+from workers.logprobs import Logprobs, of_leaders
 from workers.noise import NoiseFloor
 from workers.pace import Paces
 from workers.wire import Done, Frame, SwitchGenerate, Tokens, Usage
@@ -79,7 +80,10 @@ async def switch_generate(pair: Pair, job: SwitchGenerate) -> AsyncIterator[Fram
                 usage.rounds + 1,
                 usage.within_noise + doubtful,
             )
-            yield Tokens(emitted, usage, leads=leads, values=recorded)
+            told = Logprobs([], [], [])
+            if job.logprobs is not None:
+                told = await pair.compute(of_leaders, rows_a, rows_b, leads, emitted, job.logprobs)
+            yield Tokens(emitted, usage, leads, recorded, told.tokens, told.top_ids, told.top_logprobs)
             if ids[-1] in eos:
                 yield Done(usage, "stop")
                 return

@@ -133,9 +133,27 @@ class SwitchGenerate(msgspec.Struct, frozen=True, tag="switch"):
     lookahead: int | None = None  # None: the worker chooses; 0: token by token
     swapped: bool = False  # the pair's b plays A, and its a plays B
     state: dict[str, Any] | None = None
+    logprobs: int | None = None  # as in `Generate`, from the row of the model that leads
 
 
-Job = Generate | Score | Compare | SwitchGenerate
+class SwitchScore(msgspec.Struct, frozen=True, tag="switch-score"):
+    """Walk a policy over the given tokens `start`..`len(ids) - 1`, and score each by the model that leads there.
+
+    The signals are those a switched generation with this `sampling` would see after the same prefix; only the token is
+    given. `logprobs` also asks for the k most likely tokens of the leader's row. With `state` a walk is resumed.
+    Answer: `Walked`..., `Done`.
+    """
+
+    ids: list[int]
+    start: int
+    sampling: SamplingParams
+    policy: dict[str, Any]
+    logprobs: int = 0
+    swapped: bool = False
+    state: dict[str, Any] | None = None
+
+
+Job = Generate | Score | Compare | SwitchGenerate | SwitchScore
 
 # ---------------------------------------------------------------------------------------------- frames
 
@@ -184,6 +202,21 @@ class Values(msgspec.Struct, frozen=True, tag="values"):
     kernel: str = ""
 
 
+class Walked(msgspec.Struct, frozen=True, tag="walked"):
+    """Who leads at consecutive given tokens, and what the leader thought of them: one entry per token each.
+
+    `values` holds the policy's signals; `top_ids` and `top_logprobs` the leader's most likely tokens, best first.
+    """
+
+    start: int
+    leads: str
+    values: dict[str, list[float]]
+    logprobs: list[float]
+    top_ids: list[list[int]]
+    top_logprobs: list[list[float]]
+    usage: Usage
+
+
 class Done(msgspec.Struct, frozen=True, tag="done"):
     """The job is finished. `finish_reason` is `stop` (an EOS was emitted) or `length`, for generations."""
 
@@ -204,7 +237,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
         return from_problem(self.problem)
 
 
-Frame = Tokens | Rows | Values | Done | Failed
+Frame = Tokens | Rows | Values | Walked | Done | Failed
 
 # ------------------------------------------------------------------------------------------------ info
 

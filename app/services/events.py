@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 from rl_onoff.errors import InternalError
 from rl_onoff.schemas import Response
 
 R = TypeVar("R", bound=Response)
+
+
+class Sendable(Protocol):
+    """One event of a stream; a `done` ends it."""
+
+    @property
+    def name(self) -> Literal["token", "switch", "done"]: ...
+
+    def encode(self) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from app.config import PairConfig
 from app.services.supervisor import LoadedPair, Supervisor
 from rl_onoff.errors import InvalidField, UnknownModel
+from rl_onoff.policy import Policy
 from rl_onoff.schemas import ModelCard, ModelsResponse, PairCard
 from workers.wire import ModelInfo, Side
 
@@ -74,6 +75,27 @@ class Registry:
                 if a in (None, first) and b in (None, second):
                     return ServedPair(worker.loaded(), swapped)
         raise InvalidField(f"these two are not a pair: {self._pairs()}", field="b")
+
+    def has_model(self, name: str) -> bool:
+        return any(name in _names(worker.config) for worker in self._supervisor.pairs.values())
+
+    @property
+    def pair_names(self) -> list[str]:
+        return list(self._supervisor.pairs)
+
+    @property
+    def policies(self) -> dict[str, dict[str, Policy]]:
+        """The policies the configuration names, by pair."""
+        return {name: dict(worker.config.policies) for name, worker in self._supervisor.pairs.items()}
+
+    @property
+    def failed(self) -> bool:
+        """Whether a pair is lost for good: the service is about to end."""
+        return any(worker.state == "failed" for worker in self._supervisor.pairs.values())
+
+    def pair_called(self, name: str) -> ServedPair:
+        """The pair of this name, which there is."""
+        return ServedPair(self._supervisor.pairs[name].loaded(), swapped=False)
 
     def cards(self) -> ModelsResponse:
         models = []

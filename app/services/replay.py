@@ -26,9 +26,11 @@ from workers.wire import (
     Rows,
     Score,
     SwitchGenerate,
+    SwitchScore,
     Tokens,
     Usage,
     Values,
+    Walked,
 )
 
 
@@ -70,12 +72,15 @@ class _Delivered:
     def add(self, frame: Frame, spent: dict[str, int], positions: int) -> Frame:
         """The frame as one worker alone would have sent it: cost and positions counted from the job's beginning."""
         match frame:
-            case Tokens() | Done():
+            case Tokens() | Walked() | Done():
                 own = msgspec.structs.asdict(frame.usage)
                 self.usage = Usage(**{name: own[name] + spent[name] for name in own})
+                if isinstance(frame, Tokens | Walked):
+                    self.leads += ["b" if lead == "b" else "a" for lead in frame.leads]
                 if isinstance(frame, Tokens):
                     self.ids += frame.ids
-                    self.leads += ["b" if lead == "b" else "a" for lead in frame.leads]
+                if isinstance(frame, Walked):
+                    return msgspec.structs.replace(frame, usage=self.usage, start=len(self.leads) - len(frame.leads))
                 return msgspec.structs.replace(frame, usage=self.usage)
             case Rows() | Values():
                 values = frame.token_logprobs if isinstance(frame, Rows) else frame.logprobs_a
@@ -89,6 +94,12 @@ class _Delivered:
             case Score():
                 start = job.start + self.positions
                 return msgspec.structs.replace(job, start=start) if start < len(job.ids) else Done(self.usage)
+            case SwitchScore():
+                start = job.start + len(self.leads)
+                first = PolicyState(**job.state) if job.state else None
+                state = asdict(state_after(parse_policy(job.policy), self.leads, first))
+                changed = msgspec.structs.replace(job, start=start, state=state)
+                return changed if start < len(job.ids) else Done(self.usage)
             case Compare():
                 starts = {"a_start": job.a_start + self.positions, "b_start": job.b_start + self.positions}
                 left = len(job.a_ids) - starts["a_start"]

@@ -10,7 +10,7 @@ from app.services.generation import Generation, drawn_seed, sampling_params, tot
 from app.services.ids import new_id
 from app.services.prompts import prompt_ids, tokens_to_generate
 from app.services.registry import Registry, ServedPair
-from rl_onoff.policy import AlwaysB, Lead, initial_state
+from rl_onoff.policy import AlwaysB, Lead, Policy, initial_state
 from rl_onoff.schemas import Receipt, Switch, SwitchRequest, SwitchResponse, SwitchToken
 from rl_onoff.version import __version__
 from workers.wire import SwitchGenerate
@@ -31,7 +31,7 @@ async def _events(request: SwitchRequest, served: ServedPair, ids: list[int]) ->
     generation = _generation(request, served, ids)
     watched = request.policy.watched
     switches: list[Switch] = []
-    lead = _first_lead(request)
+    lead = first_lead(request.policy)
     async with aclosing(generation.pieces()) as pieces:
         async for piece in pieces:
             now = _lead(generation.leads[piece.index])
@@ -62,9 +62,9 @@ def _generation(request: SwitchRequest, served: ServedPair, ids: list[int]) -> G
     return Generation(served.pair, job, served.pair.codec.stream(ends=ends, stop=sampling.stop))
 
 
-def _first_lead(request: SwitchRequest) -> Lead:
+def first_lead(policy: Policy) -> Lead:
     """Who leads before the first token: a first token by the other is a switch at position 0."""
-    return "b" if isinstance(request.policy, AlwaysB) else initial_state(request.policy).lead
+    return "b" if isinstance(policy, AlwaysB) else initial_state(policy).lead
 
 
 def _lead(letter: str) -> Lead:

@@ -98,7 +98,26 @@ class Codec:
         added = self._tokenizer.get_added_tokens_decoder()
         return frozenset(token_id for token_id, token in added.items() if token.special)
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of the ids, special tokens included."""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
+        return text
+
+    def template(self, side: Side) -> str | None:
+        return self._templates[side]
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        return dict(self._special_tokens)
+
     async def _encode(self, text: str, field: str, *, special: bool) -> list[int]:
+        ids = await self.encode(text, field, special=special)
+        if not ids:
+            raise InvalidField("holds no tokens", field=field)
+        return ids
+
+    async def encode(self, text: str, field: str, *, special: bool) -> list[int]:
+        """The ids of a text, of which there may be none; `special` puts the tokenizer's own around it."""
         if len(text) > self._max_chars:
             raise LimitExceeded(
                 f"{len(text)} characters exceed the limit of {self._max_chars}",
@@ -112,6 +131,4 @@ class Codec:
         else:
             encoding = await asyncio.to_thread(self._tokenizer.encode, text, add_special_tokens=special)
             ids = encoding.ids
-        if not ids:
-            raise InvalidField("holds no tokens", field=field)
-        return self.ids(ids, field)
+        return self.ids(ids, field) if ids else []

@@ -22,7 +22,7 @@ from workers.backends.sglang.model import SGLangModel
 from workers.backends.sglang.options import Options, arguments, device_of, environment, options_of
 from workers.backends.sglang.selfcheck import Sample, check_exact, noise_floors, sampled
 from workers.backends.sglang.server import Server
-from workers.generation import describe as describe_row
+from workers.logprobs import described
 from workers.wire import Done, Frame, Generate, ModelInfo, PairInfo, Side, Tokens, Usage, WorkerSpec
 
 T = TypeVar("T")
@@ -61,10 +61,10 @@ class SGLangPair:
                 before = sequence.forwards
                 draft = await sequence.draft(ids, min(count, end - len(ids)), job.sampling, ends)
                 ids += draft.tokens
-                described: list[dict[str, Any]] = [{}] * len(draft.tokens)
+                more_of: list[dict[str, Any]] = [{}] * len(draft.tokens)
                 if job.logprobs is not None:
-                    described = await self.compute(_described, draft, job.logprobs)
-                for passes, (token, more) in enumerate(zip(draft.tokens, described, strict=True), before + 1):
+                    more_of = await self.compute(_described, draft, job.logprobs)
+                for passes, (token, more) in enumerate(zip(draft.tokens, more_of, strict=True), before + 1):
                     usage = Usage(passes) if job.side == "a" else Usage(b_forwards=passes)
                     yield Tokens([token], usage, **more)
                 if ids[-1] in ends:
@@ -96,11 +96,9 @@ class SGLangPair:
 
 def _described(draft: Draft, count: int) -> list[dict[str, Any]]:
     """Of each drafted token, the fields of its frame."""
-    found = []
-    for place, token in enumerate(draft.tokens):
-        logprob, ids, values = describe_row(draft.rows[place : place + 1], token, count)
-        found.append({"logprobs": [logprob], "top_ids": [ids], "top_logprobs": [values]})
-    return found
+    told = described(draft.rows, draft.tokens, count)
+    fields = zip(told.tokens, told.top_ids, told.top_logprobs, strict=True)
+    return [{"logprobs": [own], "top_ids": [ids], "top_logprobs": [values]} for own, ids, values in fields]
 
 
 def load(spec: WorkerSpec) -> SGLangPair:
