@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-sglang check format bench clean
+.PHONY: help setup demo test test-sglang test-lm-eval check format bench clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -47,6 +47,18 @@ test-sglang: setup $(SGLANG_STAMP) ## run the SGLang backend's tests, in an envi
 		tests/contract/test_demo_pair.py tests/sglang/engine
 	RL_ONOFF_SGLANG_PYTHON=$(CURDIR)/$(SGLANG_VENV)/bin/python $(BIN)/python -m pytest tests/sglang/service
 
+# lm-evaluation-harness brings data sets and metrics of its own; it only ever sees the service's URL. 1.6 GB.
+LM_EVAL_VENV ?= .venv-lm-eval
+LM_EVAL_STAMP := $(LM_EVAL_VENV)/.installed
+
+$(LM_EVAL_STAMP): Makefile
+	test -x $(LM_EVAL_VENV)/bin/python || $(PYTHON) -m venv $(LM_EVAL_VENV)
+	$(LM_EVAL_VENV)/bin/python -m pip install --quiet 'lm_eval[api]==0.4.13'
+	@touch $(LM_EVAL_STAMP)
+
+test-lm-eval: setup $(LM_EVAL_STAMP) ## run lm-evaluation-harness against the service, in an environment of its own
+	RL_ONOFF_LM_EVAL=$(CURDIR)/$(LM_EVAL_VENV)/bin/lm_eval $(BIN)/python -m pytest tests/lm_eval
+
 check: setup ## format, lint, types, import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -61,4 +73,4 @@ bench: setup ## measure lookahead (minutes; see benchmarks/)
 	$(BIN)/python -m benchmarks.lookahead
 
 clean: ## remove the environment and caches
-	rm -rf $(VENV) $(SGLANG_VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(SGLANG_VENV) $(LM_EVAL_VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -49,6 +49,31 @@ VALID: dict[str, dict[str, Any]] = {
         "lookahead": 2,
         "measures": ["tv", "delta_logp"],
     },
+    "/v1/completions": {
+        "model": "switch:js>0.2;off=0.1",
+        "prompt": ["ab", "b"],
+        "max_tokens": 3,
+        "temperature": 0.5,
+        "echo": True,
+        "logprobs": 2,
+        "seed": 1,
+        "stop": ["ca"],
+        "n": 1,
+        "logit_bias": {},
+        "lookahead": 2,
+    },
+    "/v1/chat/completions": {
+        "model": "pair",
+        "messages": [{"role": "user", "content": "b"}, {"role": "user", "content": [{"type": "text", "text": "a"}]}],
+        "max_tokens": 3,
+        "logprobs": True,
+        "top_logprobs": 1,
+        "policy": POLICY,
+        "n": 2,
+        "tools": [],
+    },
+    "/tokenize": {"model": "base", "prompt": "ab", "add_special_tokens": False},
+    "/detokenize": {"model": "pair", "tokens": [0, 1]},
 }
 ODD: list[Any] = [
     None,
@@ -128,11 +153,15 @@ def test_no_request_makes_it_fail(http: httpx.Client, path: str) -> None:
         response = http.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
         statuses.add(response.status_code)
         assert response.status_code < 500, (body, response.text)
-        if response.status_code != 200:
+        openai = path.startswith("/v1")
+        if response.status_code != 200 and openai:
+            assert response.headers["content-type"] == "application/json"
+            assert response.json()["error"]["message"]
+        elif response.status_code != 200:
             assert response.headers["content-type"] == "application/problem+json"
             assert response.json()["detail"]
         elif body.get("stream"):
-            assert "event: done" in response.text
-        else:
+            assert ("data: [DONE]" if openai else "event: done") in response.text
+        elif not path.endswith("tokenize"):
             assert response.json()["id"]
-    assert {200, 422} <= statuses
+    assert {200, 400 if openai else 422} <= statuses

@@ -1,0 +1,189 @@
+"""openai-python against the service: on one model, and on a pair as one model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from openai import AsyncOpenAI, OpenAI
+
+from rl_onoff import Client
+from tests.e2e.running_service import RunningService, running, table_pair
+
+PROMPT = "Q: 49-8-6+7="
+SWITCHED = "switch:js>0.1"
+POLICY = {"kind": "divergence", "measure": "js", "on": 0.1}
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    with running(tmp_path_factory.mktemp("demo"), {}) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def client(service: RunningService) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def own(thing: Any, name: str) -> Any:
+    """A member that OpenAI's answers lack."""
+    return thing.model_extra[name]
+
+
+def test_models_and_pairs_are_listed(client: OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["base", "rl", "demo"]
+    assert own(client.models.retrieve("rl"), "side") == "b"
+    assert client.models.retrieve(SWITCHED).id == SWITCHED
+
+
+@pytest.mark.parametrize("model", ["base", "rl"])
+def test_a_completion_is_what_the_native_route_writes(client: OpenAI, service: RunningService, model: str) -> None:
+    made = client.completions.create(model=model, prompt=[PROMPT, "Q: 3+4="], n=2, seed=5, max_tokens=60)
+    with Client(service.url) as native:
+        wanted = native.generate(prompts=[PROMPT, "Q: 3+4="], model=model, n=2, seed=5, max_tokens=60).results
+    assert [choice.text for choice in made.choices] == [result.text for result in wanted]
+    assert [choice.index for choice in made.choices] == [0, 1, 2, 3]
+    assert [choice.finish_reason for choice in made.choices] == [result.finish_reason for result in wanted]
+    assert made.usage is not None
+    assert made.usage.completion_tokens == sum(len(result.token_ids) for result in wanted)
+    assert made.usage.total_tokens == made.usage.prompt_tokens + made.usage.completion_tokens
+
+
+def test_a_pair_writes_what_the_native_route_writes(client: OpenAI, service: RunningService) -> None:
+    made = client.completions.create(model=SWITCHED, prompt=PROMPT, seed=3, max_tokens=60).choices[0]
+    with Client(service.url) as native:
+        wanted = native.switch_generate(PROMPT, policy=POLICY, seed=own(made, "seed"), max_tokens=60)
+    assert made.text == wanted.text
+    assert own(made, "leads") == wanted.leads
+    assert own(made, "divergences") == pytest.approx(wanted.divergences, rel=1e-4, abs=1e-6)
+    summary = own(made, "switch")
+    assert summary["b_fraction"] == wanted.b_fraction
+    assert [switch["position"] for switch in summary["switches"]] == [switch.position for switch in wanted.switches]
+    by_field = client.completions.create(
+        model="demo", prompt=PROMPT, seed=3, max_tokens=60, extra_body={"policy": POLICY, "lookahead": 0}
+    )
+    assert by_field.choices[0].text == made.text
+
+
+def test_a_chat_is_the_prompt_its_template_makes(client: OpenAI) -> None:
+    messages: Any = [{"role": "user", "content": "49-8-6+7"}]
+    chat = client.chat.completions.create(
+        model=SWITCHED, messages=messages, seed=3, max_tokens=60, logprobs=True, top_logprobs=2
+    )
+    plain = client.completions.create(model=SWITCHED, prompt=PROMPT, seed=3, max_tokens=60, logprobs=2)
+    assert chat.choices[0].message.content == plain.choices[0].text
+    assert chat.choices[0].logprobs is not None
+    assert plain.choices[0].logprobs is not None
+    content = chat.choices[0].logprobs.content or []
+    assert [entry.logprob for entry in content] == plain.choices[0].logprobs.token_logprobs
+    assert all(len(entry.top_logprobs) == 2 for entry in content)
+
+
+@pytest.mark.parametrize("model", ["rl", SWITCHED])
+def test_a_streamed_chat_adds_up_to_the_whole_one(client: OpenAI, model: str) -> None:
+    messages: Any = [{"role": "user", "content": "49-8-6+7"}]
+    common: dict[str, Any] = {"model": model, "messages": messages, "seed": 4, "max_tokens": 60}
+    whole = client.chat.completions.create(**common)
+    chunks = list(client.chat.completions.create(**common, stream=True, stream_options={"include_usage": True}))
+    *parts, last = chunks
+    assert last.choices == []
+    assert last.usage == whole.usage
+    assert "".join(part.choices[0].delta.content or "" for part in parts) == whole.choices[0].message.content
+    assert parts[-1].choices[0].finish_reason == whole.choices[0].finish_reason
+    tokens = [part.choices[0] for part in parts if "token_ids" in (part.choices[0].model_extra or {})]
+    if model == SWITCHED:
+        assert "".join(own(token, "lead") for token in tokens) == own(whole.choices[0], "leads")
+        assert [own(token, "divergence") for token in tokens] == own(whole.choices[0], "divergences")
+        assert own(parts[-1].choices[0], "switch") == own(whole.choices[0], "switch")
+
+
+def test_an_echoed_prompt_is_scored_and_one_token_is_written(client: OpenAI, service: RunningService) -> None:
+    """As lm-evaluation-harness asks for log-likelihoods."""
+    solution = "\n1 so guess 41"
+    with Client(service.url) as native:
+        (item,) = native.distributions([{"prompt": PROMPT, "solution": solution}], model="rl", top_k=1).items
+        (walked,) = native.divergence([{"prompt": PROMPT, "solution": solution}], measures=["js"]).items
+    ids = client.completions.create(model="rl", prompt=PROMPT + solution, max_tokens=1, echo=True, logprobs=1, seed=1)
+    logprobs = ids.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.token_logprobs is not None
+    count = len(item.token_ids)
+    assert logprobs.token_logprobs[0] is None
+    assert logprobs.token_logprobs[-count - 1 : -1] == pytest.approx(item.token_logprobs, abs=1e-5)
+    assert len(own(ids.choices[0], "token_ids")) == 1
+    pair = client.completions.create(model=SWITCHED, prompt=PROMPT + solution, max_tokens=0, echo=True, logprobs=1)
+    walk = own(pair.choices[0], "prompt_switch")
+    assert walk["divergences"][-count:] == pytest.approx(walked.values["js"], abs=1e-5)
+    assert walk["leads"][-count:] == "".join("b" if value > 0.1 else "a" for value in walked.values["js"] if value)
+    assert walk["b_positions"] == walk["leads"].count("b") > 0
+
+
+def test_the_async_client_and_many_at_once(service: RunningService) -> None:
+    async def texts() -> list[str]:
+        async with AsyncOpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0) as client:
+            made = await asyncio.gather(
+                *(client.completions.create(model=SWITCHED, prompt=PROMPT, seed=s % 4, max_tokens=40) for s in range(8))
+            )
+        return [each.choices[0].text for each in made]
+
+    got = asyncio.run(texts())
+    assert got[:4] == got[4:]
+    assert len(set(got)) > 1
+
+
+def test_what_cannot_be_honoured_is_refused_by_name(client: OpenAI) -> None:
+    asked: list[tuple[dict[str, Any], str]] = [
+        ({"best_of": 3}, "best_of"),
+        ({"logit_bias": {"5": 10}}, "logit_bias"),
+        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"suffix": "end"}, "suffix"),
+        ({"max_tokens": 100_000}, "prompt"),
+        ({"extra_body": {"no_such_field": 1}}, "no_such_field"),
+    ]
+    for fields, name in asked:
+        with pytest.raises(openai.BadRequestError) as raised:
+            client.completions.create(model="rl", prompt=PROMPT, **fields)
+        assert raised.value.param == name
+        assert name in raised.value.message
+
+
+def test_an_unknown_model_is_not_found(client: OpenAI) -> None:
+    for name in ("gpt-5", "switch:nonsense", "switch:js>0.1;pair=nowhere"):
+        with pytest.raises(openai.NotFoundError) as raised:
+            client.completions.create(model=name, prompt=PROMPT)
+        assert raised.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError):
+        client.completions.create(model="switch:js>-1", prompt=PROMPT)
+
+
+def test_a_wrong_key_is_an_authentication_error(tmp_path: Path) -> None:
+    document = {"pairs": [table_pair(tmp_path)], "api_keys": ["a-key-of-the-lab-itself"]}
+    with running(tmp_path, document) as service:
+        wrong = OpenAI(base_url=f"{service.url}/v1", api_key="a-key-of-nobody-at-all", max_retries=0)
+        with pytest.raises(openai.AuthenticationError) as raised:
+            wrong.models.list()
+        assert raised.value.code == "invalid_api_key"
+        right = OpenAI(base_url=f"{service.url}/v1", api_key="a-key-of-the-lab-itself", max_retries=0)
+        assert right.completions.create(model="switch:js>0.1", prompt="b", max_tokens=3, seed=1).choices[0].text
+        wrong.close()
+        right.close()
+
+
+def test_a_failure_within_a_stream_is_raised(tmp_path: Path) -> None:
+    pair = table_pair(tmp_path, endless=True, fail_on="c")
+    with (
+        running(tmp_path, {"pairs": [pair]}) as service,
+        OpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        stream = client.completions.create(
+            model="switch:js>0.1", prompt="b", max_tokens=100, seed=1, stream=True, extra_body={"lookahead": 1}
+        )
+        with pytest.raises(openai.APIError):
+            for _ in stream:
+                pass
