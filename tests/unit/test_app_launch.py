@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from rl_onoff.errors import LoadError
 from tests.e2e.running_service import alive
 from workers.launch.local import LocalWorker
 from workers.wire import ModelSpec, WorkerSpec
@@ -83,3 +84,8 @@ async def test_a_child_it_leaves_behind_goes_too(tmp_path: Path) -> None:
     )
     assert await asyncio.wait_for(worker.wait(), 5) == 0
     await gone(int(child.read_text()))
+
+
+async def test_an_interpreter_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match=r"cannot run .*/nowhere/python: No such file"):
+        await LocalWorker.start(SPEC, (str(tmp_path / "nowhere/python"), "-m", "workers"))

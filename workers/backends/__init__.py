@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from rl_onoff.errors import ConfigurationError
+import sys
+from importlib.util import find_spec
+
+from rl_onoff.errors import ConfigurationError, MissingDependency
 from workers.backends.base import Pair
+from workers.backends.sglang import VERSION as SGLANG
 from workers.wire import WorkerSpec
 
 BACKENDS = ("hf", "sglang", "table")
@@ -17,6 +21,11 @@ def load_pair(spec: WorkerSpec) -> Pair:
 
             return load(spec)
         case "sglang":
+            if find_spec("sglang") is None:
+                raise MissingDependency(
+                    f"there is no SGLang in the environment of {sys.executable}: pip install sglang=={SGLANG} into one "
+                    "of its own, and name its interpreter as the pair's `python` (docs/sglang.md)"
+                )
             from workers.backends.sglang.pair import load as load_sglang
 
             return load_sglang(spec)

@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from rl_onoff.errors import LoadError
 from workers.wire import WorkerSpec
 
 COMMAND = (sys.executable, "-m", "workers")
@@ -41,6 +42,7 @@ class LocalWorker:
 
     @classmethod
     async def start(cls, spec: WorkerSpec, command: Sequence[str] = COMMAND) -> LocalWorker:
+        """Raises LoadError where the command cannot be run."""
         # Pipes of our own: with asyncio's, `wait` would also wait for whoever else holds them, a child's child say.
         stdin, life = os.pipe()
         output, stdout = os.pipe()
@@ -48,9 +50,11 @@ class LocalWorker:
             process = await asyncio.create_subprocess_exec(
                 *command, stdin=stdin, stdout=stdout, start_new_session=True, env={**_DEFAULTS, **os.environ}
             )
-        except BaseException:
+        except BaseException as error:
             os.close(life)
             os.close(output)
+            if isinstance(error, OSError):
+                raise LoadError(f"cannot run {command[0]}: {error.strerror}") from error
             raise
         finally:
             os.close(stdin)

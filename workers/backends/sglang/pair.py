@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -17,6 +18,7 @@ from workers.backends.base import Draft
 from workers.backends.hf import load as loading
 from workers.backends.hf import vocabulary as vocabularies
 from workers.backends.hf.vocabulary import kept_eos
+from workers.backends.sglang import VERSION
 from workers.backends.sglang.describe import Described, describe
 from workers.backends.sglang.model import SGLangModel
 from workers.backends.sglang.options import Options, arguments, device_of, environment, options_of
@@ -121,7 +123,7 @@ def start(spec: WorkerSpec) -> tuple[PairInfo, tuple[Server, Server]]:
         b=_info(spec, "b", b, vocab_size),
         tokenizer=vocabularies.tokenizer_json(a.tokenizer, spec.a.name),
         special_tokens={k: v for k, v in a.tokenizer.special_tokens_map.items() if isinstance(v, str)},
-        warnings=vocabulary.warnings,
+        warnings=[*vocabulary.warnings, *_other_version()],
     )
     servers: list[Server] = []
     try:
@@ -141,6 +143,13 @@ def start(spec: WorkerSpec) -> tuple[PairInfo, tuple[Server, Server]]:
         for server in servers:
             server.stop()
         raise
+
+
+def _other_version() -> list[str]:
+    found = version("sglang")
+    if found == VERSION:
+        return []
+    return [f"SGLang is {found}; this backend was made for {VERSION} and tested with no other"]
 
 
 def _server(spec: WorkerSpec, side: Side, options: Options, info: ModelInfo, folder: Path) -> Server:
