@@ -88,7 +88,7 @@ def test_what_the_user_can_mend_is_2(monkeypatch: pytest.MonkeyPatch, answer: An
         (["serve", "--device", "cpu"], "--device without --a and --b"),
         (["serve", "--dtype", "float32", "--backend", "hf"], "--backend and --dtype without"),
         (["serve", "--config", __file__, "--device", "cpu"], "--device without"),
-        (["serve", "--a", "x", "--b", "y", "--backend", "nosuch"], "there is no 'nosuch'; there are: hf, table"),
+        (["serve", "--a", "x", "--b", "y", "--backend", "nosuch"], "there is no 'nosuch'; there are: hf, "),
         (["switch", "Q", "--url", "http://u:s3cret@h:port"], "is no URL"),
         (["switch", "Q", "--url", "localhost:8000"], "http://"),
         (["switch", "Q", "--api-key", "s3cret "], "API key"),

@@ -14,8 +14,7 @@ import msgspec
 import pytest
 
 from workers.backends.sglang import pair as backend
-from workers.backends.sglang.pair import SGLangPair
-from workers.backends.sglang.server import Server
+from workers.backends.sglang.pair import Servers, SGLangPair
 from workers.wire import PairInfo, WorkerSpec
 
 NAME = "sglang"
@@ -25,7 +24,7 @@ TOLERANCE = 1e-5
 EXACT = {"float32": 1e-5}
 
 _KEPT = 2
-_started: OrderedDict[bytes, tuple[PairInfo, tuple[Server, Server]]] = OrderedDict()
+_started: OrderedDict[bytes, tuple[PairInfo, Servers]] = OrderedDict()
 
 
 class SharedPair(SGLangPair):
@@ -45,7 +44,7 @@ def load(spec: WorkerSpec) -> SharedPair:
     server = {"chunked_prefill_size": PREFILL, "log_level": "error"}
     common = msgspec.structs.replace(spec, a=a, b=b, sequences=16, options={"server": server})
     key = msgspec.json.encode(common)
-    if key not in _started or any(server.ended.is_set() for server in _started[key][1]):
+    if key not in _started or not all(server.answers() for server in _started[key][1]):
         _started.pop(key, None)
         while len(_started) >= _KEPT:
             _stop(_started.popitem(last=False)[1][1])
@@ -55,7 +54,7 @@ def load(spec: WorkerSpec) -> SharedPair:
     return SharedPair(info, servers, spec.sequences)
 
 
-def _stop(servers: tuple[Server, Server]) -> None:
+def _stop(servers: Servers) -> None:
     for server in servers:
         server.stop()
 

@@ -17,6 +17,7 @@ from tests.contract.backends.sglang import PREFILL
 from tests.contract.conftest import Case, spec
 from tests.contract.test_backend import GREEDY, gap, tokens
 from workers import sampling
+from workers.backends.sglang.endpoint import Endpoint
 from workers.backends.sglang.memory import RowFile
 from workers.backends.sglang.model import SGLangModel
 from workers.backends.sglang.options import arguments, options_of
@@ -196,13 +197,13 @@ async def test_a_row_nobody_wrote_is_an_error(llama: Case, monkeypatch: pytest.M
 async def test_a_server_that_is_gone_is_a_retryable_error(llama: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     model: SGLangModel = llama.pair.a  # type: ignore[assignment]
 
-    class Gone:
-        url, key, end = "http://127.0.0.1:9", "", "was killed by signal 9"
+    class Gone(Endpoint):
+        end = "was killed by signal 9"  # type: ignore[assignment]
 
         async def ends_within(self, seconds: float) -> bool:
             return True
 
-    monkeypatch.setattr(model, "server", Gone())
+    monkeypatch.setattr(model, "server", Gone("a", "http://127.0.0.1:9", ""))
     async with model.sequence() as sequence:
         with pytest.raises(WorkerLost, match="model a was killed by signal 9") as caught:
             await sequence.rows(llama.prompt(5), 1)

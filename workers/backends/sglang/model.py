@@ -12,11 +12,11 @@ from typing import Any, Final
 import aiohttp
 import torch
 
-from rl_onoff.errors import InternalError, InvalidField, WorkerLost
+from rl_onoff.errors import InternalError, InvalidField, WorkerLost, WorkerUnavailable
 from workers.backends.base import Draft, Ids
+from workers.backends.sglang.endpoint import Endpoint
 from workers.backends.sglang.memory import RowFiles
 from workers.backends.sglang.orders import Order
-from workers.backends.sglang.server import Server
 from workers.wire import ModelInfo, SamplingParams
 
 logger = logging.getLogger("rl_onoff.worker")
@@ -30,7 +30,7 @@ _END_SECONDS: Final = 2.0
 class SGLangModel:
     """`reused` and `computed` count prompt tokens found in the server's prefix cache, and not found there."""
 
-    def __init__(self, info: ModelInfo, server: Server, sequences: int) -> None:
+    def __init__(self, info: ModelInfo, server: Endpoint, sequences: int) -> None:
         self.info = info
         self.server = server
         self.steps = self.reused = self.computed = 0
@@ -70,11 +70,7 @@ class SGLangModel:
         self, ids: list[int], kind: Any, first: int, count: int, params: SamplingParams | None, request: dict[str, Any]
     ) -> tuple[torch.Tensor, dict[str, Any]]:
         """The rows and the server's answer; the request is aborted when we are cancelled."""
-        # A wrong id ends the server, and with it the requests of everyone.
-        if not ids or min(ids) < 0 or max(ids) >= self.info.vocab_size:
-            raise InvalidField(f"token ids must lie in [0, {self.info.vocab_size})", field="ids")
-        if not 1 <= first <= len(ids) or count < 1 or first + count - 1 > self.info.max_len:
-            raise InvalidField(f"rows must lie in [1, {self.info.max_len}]", field="start")
+        self._check(ids, first, count)
         file = self._files.take()
         order = Order(next(self._serial), kind, file.number, file.descriptor, first, count, params)
 
@@ -84,10 +80,7 @@ class SGLangModel:
             answer = await self._post("/generate", {"rid": order.request_id(), "input_ids": ids, **request})
             done = len(answer["output_ids"]) if kind == "draft" else count
             rows = await _beside(4 * done * self.info.vocab_size, _checked, shared[:done])
-            meta = answer["meta_info"]
-            self.steps += max(1, len(answer["output_ids"]))
-            self.reused += meta["cached_tokens"]
-            self.computed += meta["prompt_tokens"] - meta["cached_tokens"]
+            self._count(answer["meta_info"], max(1, len(answer["output_ids"])))
             return rows, answer
 
         def finished(task: asyncio.Task[Any]) -> None:
@@ -106,11 +99,23 @@ class SGLangModel:
                 self._abort(order)
             raise
 
+    def _count(self, meta: dict[str, Any], steps: int) -> None:
+        self.steps += steps
+        self.reused += meta["cached_tokens"]
+        self.computed += meta["prompt_tokens"] - meta["cached_tokens"]
+
+    def _check(self, ids: list[int], first: int, count: int) -> None:
+        # A wrong id ends the server, and with it the requests of everyone.
+        if not ids or min(ids) < 0 or max(ids) >= self.info.vocab_size:
+            raise InvalidField(f"token ids must lie in [0, {self.info.vocab_size})", field="ids")
+        if not 1 <= first <= len(ids) or count < 1 or first + count - 1 > self.info.max_len:
+            raise InvalidField(f"rows must lie in [1, {self.info.max_len}]", field="start")
+
     def _abort(self, order: Order) -> None:
         async def abort() -> None:
             try:
                 await self._post("/abort_request", {"rid": order.request_id()})
-            except (WorkerLost, InternalError):
+            except (WorkerLost, WorkerUnavailable, InternalError):
                 logger.warning("a request of model %s could not be aborted", self.info.name)
 
         task = asyncio.create_task(abort())
@@ -118,11 +123,14 @@ class SGLangModel:
         task.add_done_callback(self._requests.discard)
 
     async def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Raises WorkerLost where the server has ended, InternalError where it answers anything but success."""
+        """Raises WorkerLost where the server has ended, WorkerUnavailable where it does not answer.
+
+        InternalError where it answers anything but success.
+        """
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 self.server.url,
-                headers={"Authorization": f"Bearer {self.server.key}"},
+                headers=self.server.headers,
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=3600),
                 timeout=aiohttp.ClientTimeout(total=None),
             )
@@ -137,7 +145,9 @@ class SGLangModel:
         except (aiohttp.ClientError, OSError) as error:
             if await self.server.ends_within(_END_SECONDS):
                 raise self.lost() from error
-            raise InternalError(f"the connection to the SGLang server of model {self.info.name} broke") from error
+            raise WorkerUnavailable(
+                f"the SGLang server of model {self.info.name} does not answer", retry_after=1
+            ) from error
         reason = answer["meta_info"].get("finish_reason") or {}
         if reason.get("type") == "abort":
             logger.error("SGLang, model %s, aborted: %s", self.info.name, str(reason.get("message"))[:1000])

@@ -25,6 +25,13 @@ _CPU_TOKENS: Final = 16_384
 _ROOM: Final = 16
 
 
+class Remote(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A server that somebody else runs, of the model that the pair names. `key_file` holds its API key."""
+
+    url: str
+    key_file: str | None = None
+
+
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`options` of a pair.
 
@@ -32,6 +39,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     float32_head: logits in float32 whatever the model's dtype (`--enable-fp32-lm-head`).
     allow_extra_tokens: serve a pair of which one tokenizer has ids the other lacks; these are cut from both.
     threads: OpenMP threads of each server on a CPU. start_seconds: how long loading may take.
+    remote_a, remote_b: use this server instead of starting one; slower, and trusted to have the same weights.
     """
 
     server: dict[str, Any] = {}
@@ -41,6 +49,8 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     allow_extra_tokens: bool = False
     threads: int = 1
     start_seconds: float = 1800.0
+    remote_a: Remote | None = None
+    remote_b: Remote | None = None
 
 
 def options_of(spec: WorkerSpec) -> Options:

@@ -12,7 +12,14 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from rl_onoff.errors import InternalError, LoadError, UnsupportedModel, WorkerLost
+from rl_onoff.errors import (
+    ConfigurationError,
+    InternalError,
+    LoadError,
+    UnsupportedModel,
+    WorkerLost,
+    WorkerUnavailable,
+)
 from rl_onoff.version import __version__
 from workers.backends.base import Draft
 from workers.backends.hf import load as loading
@@ -20,14 +27,17 @@ from workers.backends.hf import vocabulary as vocabularies
 from workers.backends.hf.vocabulary import kept_eos
 from workers.backends.sglang import VERSION
 from workers.backends.sglang.describe import Described, describe
+from workers.backends.sglang.endpoint import Endpoint
 from workers.backends.sglang.model import SGLangModel
 from workers.backends.sglang.options import Options, arguments, device_of, environment, options_of
+from workers.backends.sglang.remote import RemoteModel
 from workers.backends.sglang.selfcheck import Sample, check_exact, noise_floors, sampled
 from workers.backends.sglang.server import Server
 from workers.logprobs import described
 from workers.wire import Done, Frame, Generate, ModelInfo, PairInfo, Side, Tokens, Usage, WorkerSpec
 
 T = TypeVar("T")
+Servers = tuple[Endpoint, Endpoint]
 
 #: Tokens of a continuation that nobody is waiting to judge: the first alone, soon; then twice as many each time.
 _LONGEST_DRAFT: Final = 16
@@ -38,10 +48,11 @@ class SGLangPair:
 
     pass_costs = None
 
-    def __init__(self, info: PairInfo, servers: tuple[Server, Server], sequences: int) -> None:
+    def __init__(self, info: PairInfo, servers: Servers, sequences: int) -> None:
         self.info = info
         self.a, self.b = (
-            SGLangModel(model, server, sequences) for model, server in zip((info.a, info.b), servers, strict=True)
+            (SGLangModel if isinstance(server, Server) else RemoteModel)(model, server, sequences)
+            for model, server in zip((info.a, info.b), servers, strict=True)
         )
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="judge")
 
@@ -109,7 +120,7 @@ def load(spec: WorkerSpec) -> SGLangPair:
     return SGLangPair(info, servers, spec.sequences)
 
 
-def start(spec: WorkerSpec) -> tuple[PairInfo, tuple[Server, Server]]:
+def start(spec: WorkerSpec) -> tuple[PairInfo, Servers]:
     """As `load`, without the client."""
     options = options_of(spec)
     a, b = (describe(model, trust_remote_code=spec.trust_remote_code) for model in (spec.a, spec.b))
@@ -125,14 +136,14 @@ def start(spec: WorkerSpec) -> tuple[PairInfo, tuple[Server, Server]]:
         special_tokens={k: v for k, v in a.tokenizer.special_tokens_map.items() if isinstance(v, str)},
         warnings=[*vocabulary.warnings, *_other_version()],
     )
-    servers: list[Server] = []
+    servers: list[Endpoint] = []
     try:
         servers.append(_server(spec, "a", options, info.a, a.folder))
         servers.append(_server(spec, "b", options, info.b, b.folder))
         deadline = time.monotonic() + options.start_seconds
         for server, model in zip(servers, (info.a, info.b), strict=True):
             server.wait_ready(deadline)
-            if (longest := server.longest_prompt()) < model.max_len:
+            if (longest := server.information()["max_req_input_len"] - 1) < model.max_len:
                 raise LoadError(
                     f"the key-value cache of model {model.name} holds {longest} tokens, its context {model.max_len}: "
                     "set the pair's max_len lower, or mem_fraction_static or max_total_tokens of its server higher"
@@ -152,10 +163,19 @@ def _other_version() -> list[str]:
     return [f"SGLang is {found}; this backend was made for {VERSION} and tested with no other"]
 
 
-def _server(spec: WorkerSpec, side: Side, options: Options, info: ModelInfo, folder: Path) -> Server:
-    model = spec.a if side == "a" else spec.b
+def _server(spec: WorkerSpec, side: Side, options: Options, info: ModelInfo, folder: Path) -> Endpoint:
+    model, remote = (spec.a, options.remote_a) if side == "a" else (spec.b, options.remote_b)
+    if remote is not None:
+        return Endpoint(model.name, remote.url, _key(model.name, remote.key_file))
     words = arguments(spec, side, options, info, folder)
     return Server(model.name, words, environment(model, options), info.vocab_size)
+
+
+def _key(name: str, file: str | None) -> str:
+    try:
+        return Path(file).expanduser().read_text().strip() if file else ""
+    except OSError as error:
+        raise ConfigurationError(f"key_file of model {name}: {error.strerror}") from error
 
 
 def _info(spec: WorkerSpec, side: Side, described: Described, vocab_size: int) -> ModelInfo:
@@ -182,7 +202,7 @@ def _info(spec: WorkerSpec, side: Side, described: Described, vocab_size: int) -
     )
 
 
-def _tried(info: PairInfo, servers: tuple[Server, Server], sequences: int, folders: tuple[Path, Path]) -> PairInfo:
+def _tried(info: PairInfo, servers: Servers, sequences: int, folders: tuple[Path, Path]) -> PairInfo:
     """With the noise floors of the pair. Raises LoadError where its rows are not the models'."""
 
     async def sample() -> Sample:
@@ -195,7 +215,7 @@ def _tried(info: PairInfo, servers: tuple[Server, Server], sequences: int, folde
     try:
         with ThreadPoolExecutor(1) as thread:  # an event loop of its own: we may be called from within one
             tried = thread.submit(asyncio.run, sample()).result()
-    except (InternalError, WorkerLost) as error:
+    except (InternalError, WorkerLost, WorkerUnavailable) as error:
         raise LoadError(f"pair {info.name} gives no rows: {error.detail}") from error
     noise = noise_floors(info, tried)
     for model, folder, rows in zip((info.a, info.b), folders, tried.together, strict=True):

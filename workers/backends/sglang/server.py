@@ -16,27 +16,25 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from rl_onoff.errors import LoadError
+from workers.backends.sglang.endpoint import POLL_SECONDS, Endpoint
 from workers.backends.sglang.orders import OWNER, VOCAB_SIZE
 
-_POLL_SECONDS: Final = 0.1
 _KEPT_LINES: Final = 12
 _ENTRY_POINT: Final = "[sglang.srt.plugins]\nrl_onoff = workers.backends.sglang.plugin:register\n"
 
 
-class Server:
+class Server(Endpoint):
     """A server on 127.0.0.1. It answers once `wait_ready` has returned; `on_end` tells its end at once."""
 
     def __init__(self, name: str, arguments: Sequence[str], environment: Mapping[str, str], vocab_size: int) -> None:
-        self.name = name
-        self.key = secrets.token_hex(32)
-        self.port = _free_port()
+        port = _free_port()
+        super().__init__(name, f"http://127.0.0.1:{port}", secrets.token_hex(32))
         self._folder = Path(tempfile.mkdtemp(prefix="rl-onoff-sglang-"))
         self._tail: deque[str] = deque(maxlen=_KEPT_LINES)
         self._lock = threading.Lock()
@@ -56,16 +54,12 @@ class Server:
         )
         os.close(stdin)
         os.close(stdout)
-        address = ["--host", "127.0.0.1", "--port", str(self.port), "--api-key", self.key]
+        address = ["--host", "127.0.0.1", "--port", str(port), "--api-key", self.key]
         document = {"arguments": [*arguments, *address], "folder": str(self._folder)}
         with contextlib.suppress(BrokenPipeError):  # it died at once: `wait_ready` will tell
             os.write(self._life, json.dumps(document).encode() + b"\n")
         threading.Thread(target=self._pump, args=(output,), name=f"sglang-{name}-log", daemon=True).start()
         threading.Thread(target=self._wait, name=f"sglang-{name}-end", daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
 
     @property
     def pid(self) -> int:
@@ -81,28 +75,13 @@ class Server:
 
     def wait_ready(self, deadline: float) -> None:
         """Return once it answers. Raises LoadError when it ends, or does not by `deadline` (`time.monotonic`)."""
-        while not self.ended.wait(_POLL_SECONDS):
-            if self._answers():
+        while not self.ended.wait(POLL_SECONDS):
+            if self.answers():
                 return
             if time.monotonic() > deadline:
                 raise LoadError(f"the SGLang server of model {self.name} was not ready in time: {self._last()}")
-        time.sleep(_POLL_SECONDS)  # for the last of its output
+        time.sleep(POLL_SECONDS)  # for the last of its output
         raise LoadError(f"the SGLang server of model {self.name} {self.end}: {self._last()}")
-
-    def longest_prompt(self) -> int:
-        """Tokens of a prompt that its key-value cache and its context hold."""
-        request = urllib.request.Request(self.url + "/server_info", headers={"Authorization": f"Bearer {self.key}"})  # noqa: S310
-        with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310 - our own
-            document = json.load(response)
-        length: int = document["max_req_input_len"] - 1
-        return length
-
-    def _answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(self.url + "/health", timeout=2) as response:  # noqa: S310 - our own
-                return bool(response.status == 200)
-        except OSError:  # nobody listens, or not yet to this
-            return False
 
     def on_end(self, callback: Callable[[], None]) -> None:
         """Call `callback`, in a thread, once the server has ended; now if it has already."""
