@@ -44,8 +44,9 @@ $(SGLANG_STAMP): tests/sglang/requirements.txt pyproject.toml
 # The warning ignored is of SWIG's making: as an error it leaves sentencepiece half imported, which crashes at exit.
 test-sglang: setup $(SGLANG_STAMP) ## run the SGLang backend's tests, in an environment of their own
 	RL_ONOFF_TEST_BACKEND=sglang OMP_NUM_THREADS=1 $(SGLANG_VENV)/bin/python -m pytest \
-		-W 'ignore:builtin type:DeprecationWarning' -p tests.contract.backends.sglang tests/contract/test_backend.py tests/contract/test_lookahead.py \
-		tests/contract/test_demo_pair.py tests/sglang/engine
+		-W 'ignore:builtin type:DeprecationWarning' -p tests.contract.backends.sglang \
+		tests/contract/test_backend.py tests/contract/test_lookahead.py tests/contract/test_demo_pair.py \
+		tests/sglang/engine
 	RL_ONOFF_SGLANG_PYTHON=$(CURDIR)/$(SGLANG_VENV)/bin/python $(BIN)/python -m pytest tests/sglang/service
 
 # lm-evaluation-harness brings data sets and metrics of its own; it only ever sees the service's URL. 1.6 GB.
