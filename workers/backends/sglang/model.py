@@ -25,6 +25,7 @@ logger = logging.getLogger("rl_onoff.worker")
 _LARGE: Final = 1 << 20
 #: A broken connection is nearly always the server's end, which the system tells a moment later.
 _END_SECONDS: Final = 2.0
+_ABORT_SECONDS: Final = 0.2
 
 
 class SGLangModel:
@@ -96,7 +97,7 @@ class SGLangModel:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             if not task.done():
-                self._abort(order)
+                self._abort(order, task)
             raise
 
     def _count(self, meta: dict[str, Any], steps: int) -> None:
@@ -111,10 +112,12 @@ class SGLangModel:
         if not 1 <= first <= len(ids) or count < 1 or first + count - 1 > self.info.max_len:
             raise InvalidField(f"rows must lie in [1, {self.info.max_len}]", field="start")
 
-    def _abort(self, order: Order) -> None:
+    def _abort(self, order: Order, request: asyncio.Task[Any]) -> None:
         async def abort() -> None:
             try:
-                await self._post("/abort_request", {"rid": order.request_id()})
+                while not request.done():  # an abort that overtakes its request does nothing
+                    await self._post("/abort_request", {"rid": order.request_id()})
+                    await asyncio.wait({request}, timeout=_ABORT_SECONDS)
             except (WorkerLost, WorkerUnavailable, InternalError):
                 logger.warning("a request of model %s could not be aborted", self.info.name)
 
