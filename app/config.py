@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from app import keys
@@ -120,6 +120,14 @@ class Settings(BaseSettings):
     )
     api_keys_file: Path | None = Field(default=None, description="keys, one a line, read when the service starts")
     allow_unauthenticated: bool = Field(default=False, description="serve beyond loopback without API keys")
+    cache_url: SecretStr | None = Field(default=None, description="redis://, rediss:// or unix://; default: in process")
+    cache_bytes: int = Field(default=256 << 20, ge=0, description="of the cache in this process; 0: none")
+    cache_row_bytes: int = Field(
+        default=64 << 20, ge=0, description="whole rows of one item beyond this are not cached"
+    )
+    cache_ttl: int = Field(default=7 * 86400, ge=1, description="seconds an entry lives in Redis")
+    cache_timeout: float = Field(default=0.25, gt=0, description="for one operation of Redis, connecting included")
+    cache_namespace: str = Field(default="", description="services of different ones share nothing in one Redis")
     drain_seconds: float = Field(default=30, ge=0, description="what running requests get after SIGTERM")
     stop_seconds: float = Field(default=5, ge=0, description="what a worker gets between SIGTERM and SIGKILL")
     step_timeout: float = Field(default=120, gt=0, description="a worker that makes no progress for so long is killed")

@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app.config import Settings
+from app.services.cache.frames import Cache
 from app.services.drain import Drain
 from app.services.registry import Registry
 from app.services.supervisor import Supervisor
@@ -22,6 +23,7 @@ class Service:
     supervisor: Supervisor
     registry: Registry
     drain: Drain
+    cache: Cache
     started: int = field(default_factory=lambda: int(time.time()))
 
 

@@ -22,6 +22,8 @@ from app.keys import Keys
 from app.middleware import Admission, Boundary
 from app.routes import distributions, divergence, generate, openai, switch, system
 from app.server import Server, bound
+from app.services.cache.counters import CacheCounters
+from app.services.cache.frames import Cache
 from app.services.drain import Drain
 from app.services.registry import Registry
 from app.services.supervisor import CrashLoop, Supervisor
@@ -48,7 +50,8 @@ problems."""
 def create_app(settings: Settings) -> FastAPI:
     """The service; who serves it starts and stops `service.supervisor`. Routes answer 503 until workers are ready."""
     supervisor = Supervisor(settings)
-    service = Service(settings, supervisor, Registry(supervisor), Drain())
+    cache = Cache(settings, CacheCounters(supervisor.telemetry.registry))
+    service = Service(settings, supervisor, Registry(supervisor), Drain(), cache)
     app = FastAPI(
         title="rl-onoff",
         version=__version__,
@@ -99,6 +102,7 @@ async def _serve(settings: Settings, listener: socket.socket, on_ready: Callable
         raise LoadError(f"the service cannot go on: {error}") from error
     finally:
         await _stop_workers(service)
+        await service.cache.close()
     return EXIT_OK
 
 

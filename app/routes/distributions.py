@@ -32,10 +32,11 @@ async def post_distributions(body: DistributionsRequest, request: Request, servi
 
     async def answer() -> Response:
         limits = service.settings.limits
+        frames = service.cache.open(request.headers.get("cache-control"))
         if binary and body.top_k is None:
-            rows = await stream(body, service.registry, limits)
+            rows = await stream(body, service.registry, limits, frames)
             return StreamedResponse(rows.parts, rows.length, MEDIA_TYPE, service.drain)
-        scores = await score(body, service.registry, limits, binary=binary)
+        scores = await score(body, service.registry, limits, frames, binary=binary)
         if binary:
             return PartsResponse(scores.as_safetensors(), media_type=MEDIA_TYPE)
         return await json_response(await asyncio.to_thread(scores.as_json))

@@ -25,6 +25,7 @@ async def post_divergence(body: DivergenceRequest, request: Request, service: Se
     """Infinite values are `null` and their positions listed."""
 
     async def answer() -> Response:
-        return await json_response(await measure(body, service.registry, service.settings.limits))
+        frames = service.cache.open(request.headers.get("cache-control"))
+        return await json_response(await measure(body, service.registry, service.settings.limits, frames))
 
     return await attended(answer(), request, service.drain)

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from app.config import Limits
-from app.services import replay, rowstream
+from app.services import rowstream
+from app.services.cache.frames import CachedFrames
 from app.services.ids import new_id
 from app.services.interleave import interleave
 from app.services.nulls import finites
@@ -44,6 +45,7 @@ class Scores:
     request: DistributionsRequest
     model: ServedModel
     items: list[_Scored]
+    cache: CacheUse
 
     def as_json(self) -> DistributionsResponse:
         return DistributionsResponse(
@@ -53,7 +55,7 @@ class Scores:
             logit_columns=self.model.info.logit_columns,
             kind=self.request.kind,
             items=[self._item(item) for item in self.items],
-            cache=CacheUse(hit_rows=0, computed_rows=sum(len(item.solution) for item in self.items)),
+            cache=self.cache,
         )
 
     def as_safetensors(self) -> list[bytes]:
@@ -90,18 +92,20 @@ class Scores:
         )
 
 
-async def stream(request: DistributionsRequest, registry: Registry, limits: Limits) -> RowStream:
+async def stream(request: DistributionsRequest, registry: Registry, limits: Limits, frames: CachedFrames) -> RowStream:
     """Whole rows, as a file that is written while they are computed."""
     model, jobs = await _planned(request, registry, limits, binary=True)
-    return await rowstream.begin(request, model, jobs)
+    return await rowstream.begin(request, model, jobs, frames)
 
 
-async def score(request: DistributionsRequest, registry: Registry, limits: Limits, *, binary: bool) -> Scores:
+async def score(
+    request: DistributionsRequest, registry: Registry, limits: Limits, frames: CachedFrames, *, binary: bool
+) -> Scores:
     model, jobs = await _planned(request, registry, limits, binary=binary)
-    sources = [partial(_scored, model, index, job) for index, job in enumerate(jobs)]
+    sources = [partial(_scored, model, index, job, frames) for index, job in enumerate(jobs)]
     async with aclosing(interleave(sources, at_once=model.pair.config.sequences)) as answers:
         found = {index: scored async for index, scored in answers}
-    return Scores(request, model, [found[index] for index in range(len(jobs))])
+    return Scores(request, model, [found[index] for index in range(len(jobs))], frames.use)
 
 
 async def _planned(
@@ -154,8 +158,10 @@ def _check_budget(request: DistributionsRequest, jobs: list[Score], vocab_size: 
         )
 
 
-async def _scored(model: ServedModel, index: int, job: Score) -> AsyncGenerator[tuple[int, _Scored], None]:
-    async with aclosing(replay.run(model.pair, job)) as frames:
+async def _scored(
+    model: ServedModel, index: int, job: Score, cached: CachedFrames
+) -> AsyncGenerator[tuple[int, _Scored], None]:
+    async with aclosing(cached.run(model.pair, job)) as frames:
         rows = [frame async for frame in frames if isinstance(frame, Rows)]
     solution = job.ids[job.start :]
     if sum(part.values.shape[0] for part in rows) != len(solution):

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.config import Limits
-from app.services import replay
+from app.services.cache.frames import CachedFrames
 from app.services.ids import new_id
 from app.services.interleave import interleave
 from app.services.nulls import finites
@@ -24,6 +24,7 @@ from rl_onoff import summary
 from rl_onoff.divergence import LN2, in_nats, swapped
 from rl_onoff.errors import InternalError
 from rl_onoff.schemas import (
+    CacheUse,
     DivergenceRequest,
     DivergenceResponse,
     ItemDivergence,
@@ -45,16 +46,18 @@ class _Measured:
     kernel: str
 
 
-async def measure(request: DivergenceRequest, registry: Registry, limits: Limits) -> DivergenceResponse:
+async def measure(
+    request: DivergenceRequest, registry: Registry, limits: Limits, frames: CachedFrames
+) -> DivergenceResponse:
     check_items(len(request.items), limits)
     served = registry.pair(request.a, request.b)
     jobs = [await _job(request, served, index) for index in range(len(request.items))]
-    sources = [partial(_measured, request, served, index, job) for index, job in enumerate(jobs)]
+    sources = [partial(_measured, request, served, index, job, frames) for index, job in enumerate(jobs)]
     async with aclosing(interleave(sources, at_once=served.pair.config.sequences)) as answers:
         found = {index: measured async for index, measured in answers}
     columns = [found[index] for index in range(len(jobs))]
-    floor = await _noise_floor(request, served, jobs) if request.noise_floor else None
-    return await asyncio.to_thread(_response, request, served, jobs, columns, floor)
+    floor = await _noise_floor(request, served, jobs, frames) if request.noise_floor else None
+    return await asyncio.to_thread(_response, request, served, jobs, columns, floor, frames.use)
 
 
 def _response(
@@ -63,6 +66,7 @@ def _response(
     jobs: list[Compare],
     found: list[_Measured],
     floor: NoiseFloor | None,
+    cache: CacheUse,
 ) -> DivergenceResponse:
     columns = [item.columns for item in found]
     solutions = [job.a_ids[job.a_start :] for job in jobs]
@@ -74,6 +78,7 @@ def _response(
         summary=summarised(columns, solutions, served.pair.codec) if request.summary else None,
         noise_floor=floor,
         provenance=_provenance(request, served, jobs[0].merge, found[0].kernel),
+        cache=cache,
     )
 
 
@@ -100,10 +105,10 @@ async def _job(request: DivergenceRequest, served: ServedPair, index: int) -> Co
 
 
 async def _measured(
-    request: DivergenceRequest, served: ServedPair, index: int, job: Compare
+    request: DivergenceRequest, served: ServedPair, index: int, job: Compare, cached: CachedFrames
 ) -> AsyncGenerator[tuple[int, _Measured], None]:
     chunks: list[Values] = []
-    async with aclosing(replay.run(served.pair, job)) as frames:
+    async with aclosing(cached.run(served.pair, job)) as frames:
         chunks.extend([frame async for frame in frames if isinstance(frame, Values)])
     columns: dict[str, Column] = {}
     for asked in job.measures:
@@ -126,11 +131,13 @@ async def _measured(
     yield index, _Measured(found, chunks[0].kernel if chunks else "")
 
 
-async def _noise_floor(request: DivergenceRequest, served: ServedPair, jobs: list[Compare]) -> NoiseFloor:
+async def _noise_floor(
+    request: DivergenceRequest, served: ServedPair, jobs: list[Compare], frames: CachedFrames
+) -> NoiseFloor:
     """What of the request's A against itself would be measured, were its logits bfloat16."""
     plain_request = request.model_copy(update={"summary": False})
     rounded = [msgspec.structs.replace(job, floor=served.side_a) for job in jobs]
-    sources = [partial(_measured, plain_request, served, index, job) for index, job in enumerate(rounded)]
+    sources = [partial(_measured, plain_request, served, index, job, frames) for index, job in enumerate(rounded)]
     async with aclosing(interleave(sources, at_once=served.pair.config.sequences)) as answers:
         found = [measured.columns async for _, measured in answers]
     measures = {name: np.concatenate([item.measures[name] for item in found]) for name in found[0].measures}

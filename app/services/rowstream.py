@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from app.services import replay
+from app.services.cache.frames import CachedFrames
 from app.services.ids import new_id
 from app.services.registry import ServedModel
 from app.services.safetensors import header, size_of
@@ -32,11 +32,13 @@ class RowStream:
     parts: AsyncGenerator[bytes, None]
 
 
-async def begin(request: DistributionsRequest, model: ServedModel, jobs: Sequence[Score]) -> RowStream:
+async def begin(
+    request: DistributionsRequest, model: ServedModel, jobs: Sequence[Score], frames: CachedFrames
+) -> RowStream:
     """The file of the jobs' rows, after the first of them have come: what fails before is raised here."""
     entries = _entries(jobs, model.info.vocab_size)
     head = header(entries, _metadata(request, model, jobs))
-    parts = _parts(model, jobs)
+    parts = _parts(model, jobs, frames)
     try:
         first = await anext(parts)
     except BaseException:
@@ -73,14 +75,14 @@ def _metadata(request: DistributionsRequest, model: ServedModel, jobs: Sequence[
     }
 
 
-async def _parts(model: ServedModel, jobs: Sequence[Score]) -> AsyncGenerator[bytes, None]:
+async def _parts(model: ServedModel, jobs: Sequence[Score], cached: CachedFrames) -> AsyncGenerator[bytes, None]:
     ids = b"".join(np.asarray(job.ids[job.start :], dtype="<i8").tobytes() for job in jobs)
     logprobs: list[bytes] = []
     entropies: list[bytes] = []
     sent = len(ids)
     for job in jobs:
         left = len(job.ids) - job.start
-        async with aclosing(replay.run(model.pair, job)) as frames:
+        async with aclosing(cached.run(model.pair, job)) as frames:
             async for frame in frames:
                 if isinstance(frame, Rows):
                     left -= frame.values.shape[0]

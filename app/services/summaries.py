@@ -31,7 +31,7 @@ def summarised(
         perplexity=Perplexities(
             a=finite(ratio.a),
             b=finite(ratio.b),
-            ratio=finite(ratio.ratio),
+            ratio=None if math.isnan(ratio.ratio) else finite(ratio.ratio),
             ratio_stderr=finite(ratio.ratio_stderr),
             ratio_clustered_stderr=_perhaps(made.ratio_clustered_stderr),
         ),

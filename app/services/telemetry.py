@@ -17,10 +17,10 @@ class Telemetry:
     """One of each counter, labelled by pair. A registry of its own: several services may live in one process."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
+        self.registry = CollectorRegistry()
 
         def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"rl_onoff_{name}", text, ("pair", *labels), registry=self._registry)
+            return Counter(f"rl_onoff_{name}", text, ("pair", *labels), registry=self.registry)
 
         self.tokens = counter("tokens", "Tokens generated, by who led: a, b, or alone for /generate", "lead")
         self.forwards = counter("forwards", "Forward passes sequences took part in, by role", "role")
@@ -31,7 +31,7 @@ class Telemetry:
 
     def page(self) -> bytes:
         """The exposition format, version 0.0.4."""
-        return generate_latest(self._registry)
+        return generate_latest(self.registry)
 
 
 class Meter:

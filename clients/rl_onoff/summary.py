@@ -60,7 +60,7 @@ class PerplexityRatio:
     """Perplexities of both models on the same tokens and B's over A's.
 
     `ratio` = exp(mean(log p_A - log p_B)); its standard error comes from the per-token differences (delta method), so
-    the correlation of the two models is accounted for.
+    the correlation of the two models is accounted for. NaN where each excludes a token that the other allows.
     """
 
     a: float

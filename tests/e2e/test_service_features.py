@@ -294,3 +294,11 @@ def test_usage_and_counters_tell_what_a_generation_cost(http: httpx.Client) -> N
     plain = post(http, "/switch-generate", prompt="x", policy={"kind": "always_a"}, sampling=sampling, lookahead=0)
     assert plain["token_ids"] == made["token_ids"]
     assert plain["usage"]["mean_accepted"] is None
+
+
+def test_models_that_exclude_each_others_tokens_have_no_perplexity_ratio(http: httpx.Client) -> None:
+    body = {"items": [{"prompt": "b", "solution": "dcbcd"}], "measures": ["js", "kl_ab"]}
+    response = http.post("/divergence", json=body)
+    assert response.status_code == 200, response.text
+    perplexity = response.json()["summary"]["perplexity"]
+    assert (perplexity["a"], perplexity["b"], perplexity["ratio"]) == (None, None, None)

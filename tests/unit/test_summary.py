@@ -100,3 +100,9 @@ def test_infinities_keep_their_sign_and_never_become_nan() -> None:
     one_sided = perplexities(np.array([-1.0, -np.inf]), np.array([-1.0, -2.0]))
     assert not math.isnan(one_sided.ratio)
     assert not math.isnan(one_sided.ratio_stderr)
+
+
+def test_models_that_each_exclude_what_the_other_allows_have_no_ratio() -> None:
+    apart = perplexities(np.array([-1.0, -np.inf]), np.array([-np.inf, -1.0]))
+    assert (apart.a, apart.b) == (math.inf, math.inf)
+    assert math.isnan(apart.ratio)

@@ -12,6 +12,7 @@ from rl_onoff.schemas.common import (
     MAX_INT,
     MAX_SEED,
     MIN_TEMPERATURE,
+    CacheUse,
     FinishReason,
     Ids,
     Item,
@@ -29,7 +30,6 @@ from rl_onoff.schemas.common import (
     Usage,
 )
 from rl_onoff.schemas.distributions import (
-    CacheUse,
     DistributionsRequest,
     DistributionsResponse,
     ItemDistributions,

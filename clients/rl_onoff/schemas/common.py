@@ -120,3 +120,10 @@ class Usage(Response):
     accepted: int = 0
     rounds: int = 0
     mean_accepted: float | None = Field(default=None, description="per round; null without lookahead")
+
+
+class CacheUse(Response):
+    """Positions answered from the cache, and by the models."""
+
+    hit_rows: int
+    computed_rows: int

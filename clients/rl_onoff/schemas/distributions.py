@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from rl_onoff.schemas.common import MAX_INT, MIN_TEMPERATURE, Items, Request, Response, TopTokens
+from rl_onoff.schemas.common import MAX_INT, MIN_TEMPERATURE, CacheUse, Items, Request, Response, TopTokens
 
 RowKind = Literal["logprobs", "probs", "logits"]
 RowDtype = Literal["float32", "float16", "bfloat16"]
@@ -30,11 +30,6 @@ class ItemDistributions(Response):
     top: list[TopTokens]
     entropy: list[float]
     tail: list[float] = Field(default=[], description="probability of all tokens that are not in `top`")
-
-
-class CacheUse(Response):
-    hit_rows: int
-    computed_rows: int
 
 
 class DistributionsResponse(Response):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rl_onoff.schemas.common import MIN_TEMPERATURE, Items, Measure, Request, Response, fault
+from rl_onoff.schemas.common import MIN_TEMPERATURE, CacheUse, Items, Measure, Request, Response, fault
 
 
 class DivergenceRequest(Request):
@@ -71,7 +71,7 @@ class EstimateOut(Response):
 class Perplexities(Response):
     a: float | None
     b: float | None
-    ratio: float | None = Field(description="b over a")
+    ratio: float | None = Field(description="b over a; null too where each excludes a token the other allows")
     ratio_stderr: float | None = Field(description="from the differences at each token, so correlation is allowed for")
     ratio_clustered_stderr: float | None = None
 
@@ -153,3 +153,4 @@ class DivergenceResponse(Response):
     summary: DivergenceSummary | None = None
     noise_floor: NoiseFloor | None = None
     provenance: Provenance
+    cache: CacheUse | None = None

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file
 
 from rl_onoff.errors import ConfigurationError, LoadError, UnsupportedModel
+from workers.backends.digests import Digests
 from workers.wire import ModelSpec
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -84,13 +85,17 @@ def upcast_head(model: Any) -> None:
 
 
 def fingerprint(*folders: Path) -> str:
-    """SHA-256 over names and contents of a model's weights, configuration and tokenizer files."""
+    """SHA-256 over names and contents of a model's weights, configuration and tokenizer files.
+
+    A file that was hashed before and has kept its place, size and time is not read again: a worker that is restarted
+    should not read hundreds of gigabytes twice.
+    """
     digest = hashlib.sha256()
+    known = Digests.load()
     for folder in folders:
         for path in sorted({path for pattern in _FINGERPRINTED for path in folder.glob(pattern)}):
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").digest()
-            digest.update(path.name.encode() + b"\0" + content)
+            digest.update(path.name.encode() + b"\0" + known.of(path))
+    known.save()
     return digest.hexdigest()
 
 

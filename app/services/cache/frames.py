@@ -1,0 +1,178 @@
+"""Frames of scoring jobs, as `replay.run` gives them, from the cache as far as it has them.
+
+A job's blocks are looked up from its beginning to the first that is missing; the rest is asked of the worker, once for
+all who ask at the same time, and stored while it passes. A request never waits for a write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from app.config import Settings
+from app.services import replay
+from app.services.cache.counters import CacheCounters
+from app.services.cache.entry import Entry, Store, cut, joined
+from app.services.cache.flights import Flights
+from app.services.cache.layouts import Layout, MeasuresLayout, RowsLayout
+from app.services.cache.memory import MemoryStore
+from app.services.cache.redis_store import RedisStore
+from app.services.supervisor import LoadedPair
+from rl_onoff.schemas import CacheUse
+from workers.wire import Compare, Frame, Rows, Score, Values
+
+#: Of one look-up, about: a request for thousands of whole rows neither holds all twice nor makes Redis wait long.
+_LOOKUP_BYTES = 4 << 20
+
+
+class Cache:
+    """One for all requests; `open` one for each of them."""
+
+    def __init__(self, settings: Settings, counters: CacheCounters) -> None:
+        self.counters = counters
+        self.flights = Flights()
+        self.store: Store | None = None
+        self._namespace = settings.cache_namespace
+        self._row_bytes = settings.cache_row_bytes
+        if settings.cache_url is not None:
+            self.store = RedisStore(
+                settings.cache_url.get_secret_value(),
+                timeout=settings.cache_timeout,
+                ttl=settings.cache_ttl,
+                counters=counters,
+            )
+        elif settings.cache_bytes:
+            self.store = MemoryStore(settings.cache_bytes, counters)
+
+    def open(self, cache_control: str | None) -> CachedFrames:
+        """For one request, with its `Cache-Control`: `no-store` neither looks anything up nor stores anything."""
+        directives = {part.strip().lower() for part in (cache_control or "").split(",")}
+        return CachedFrames(self, None if "no-store" in directives else self.store)
+
+    async def close(self) -> None:
+        if self.store is not None:
+            await self.store.close()
+
+    def layout(self, pair: LoadedPair, job: Score | Compare) -> Layout | None:
+        """None for what is not cached: whole rows beyond the budget, noise floors, models that cannot be told apart."""
+        if not (pair.info.a.fingerprint and pair.info.b.fingerprint):
+            return None
+        about = self._namespace, pair.info, pair.config.options
+        if isinstance(job, Compare):
+            return MeasuresLayout(job, *about) if job.floor is None else None
+        rows = RowsLayout(job, *about)
+        return None if rows.bulky and rows.width * rows.positions > self._row_bytes else rows
+
+
+class CachedFrames:
+    """One request's: counts what came from where."""
+
+    def __init__(self, cache: Cache, store: Store | None) -> None:
+        self._cache = cache
+        self._store = store
+        self._hit = 0
+        self._computed = 0
+
+    @property
+    def use(self) -> CacheUse:
+        return CacheUse(hit_rows=self._hit, computed_rows=self._computed)
+
+    async def run(self, pair: LoadedPair, job: Score | Compare) -> AsyncGenerator[Frame, None]:
+        """As `replay.run`; of a job that is answered from the cache alone there is no `Done`."""
+        store = self._store
+        layout = self._cache.layout(pair, job) if store is not None else None
+        if store is None or layout is None:
+            async with aclosing(replay.run(pair, job)) as frames:
+                async for frame in frames:
+                    if isinstance(frame, Rows | Values):
+                        self._count(pair, frame, hit=False)
+                    yield frame
+            return
+        position = 0
+        async with aclosing(self._held(store, layout)) as held:
+            async for entry in held:
+                yield (frame := layout.answer(entry, position))
+                position += self._count(pair, frame, hit=True)
+        while position < layout.positions:
+            # Whole rows are sent as they come: who waited for another's would wait for that one's client.
+            flight = None if layout.bulky else self._cache.flights.serving(layout, position)
+            if flight is None:
+                async with aclosing(self._computed_from(store, pair, layout, position)) as frames:
+                    async for frame in frames:
+                        yield frame
+                return
+            if await flight.wait():
+                for entry in flight.from_position(position):
+                    yield (frame := layout.answer(entry, position))
+                    position += self._count(pair, frame, hit=True)
+
+    async def _held(self, store: Store, layout: Layout) -> AsyncGenerator[Entry, None]:
+        """What the store has, from the first position to the first that is missing."""
+        block = layout.blocks[0]
+        step = max(1, _LOOKUP_BYTES // (layout.width * (block.end - block.begin)))
+        for begin in range(0, len(layout.blocks), step):
+            blocks = layout.blocks[begin : begin + step]
+            found: list[Entry] = []
+            for block, entry in zip(blocks, await store.get([block.key for block in blocks]), strict=True):
+                if entry is None or not layout.serves(entry, block.end - block.begin):
+                    break
+                found.append(entry)
+            self._cache.counters.blocks.labels("hit").inc(len(found))
+            self._cache.counters.blocks.labels("miss").inc(len(blocks) - len(found))
+            if found:
+                yield joined(found)
+            if len(found) < len(blocks):
+                return
+
+    async def _computed_from(
+        self, store: Store, pair: LoadedPair, layout: Layout, position: int
+    ) -> AsyncGenerator[Frame, None]:
+        pieces = _Blocks(store, layout, position)
+        with self._cache.flights.lead(layout, position) as flight:
+            async with aclosing(replay.run(pair, layout.rest(position))) as frames:
+                async for frame in frames:
+                    if isinstance(frame, Rows | Values):
+                        entry = layout.entry(frame)
+                        if not layout.bulky:
+                            flight.parts.append(entry)
+                        pieces.add(entry)
+                        self._count(pair, frame, hit=False)
+                        yield layout.answer(entry, position + frame.start)
+                    else:
+                        yield frame
+
+    def _count(self, pair: LoadedPair, frame: Rows | Values, *, hit: bool) -> int:
+        """Its positions."""
+        count = (frame.token_logprobs if isinstance(frame, Rows) else frame.logprobs_a).shape[0]
+        if hit:
+            self._hit += count
+        else:
+            self._computed += count
+        self._cache.counters.rows.labels(pair.config.name, "cache" if hit else "model").inc(count)
+        return count
+
+
+class _Blocks:
+    """Computed entries, in the worker's chunks, put into the store in the layout's blocks, from `position` on."""
+
+    def __init__(self, store: Store, layout: Layout, position: int) -> None:
+        self._store = store
+        self._layout = layout
+        self._blocks = iter([block for block in layout.blocks if block.begin >= position])
+        self._next = next(self._blocks, None)
+        self._parts: list[Entry] = []
+        self._position = position
+
+    def add(self, entry: Entry) -> None:
+        self._parts.append(entry)
+        self._position += _positions(entry)
+        while self._next is not None and self._position >= self._next.end:
+            whole = joined(self._parts)
+            size = self._next.end - self._next.begin
+            self._store.put(self._next.key, joined([cut(whole, 0, size)]), bulky=self._layout.bulky)
+            self._parts = [cut(whole, size)] if _positions(whole) > size else []
+            self._next = next(self._blocks, None)
+
+
+def _positions(entry: Entry) -> int:
+    return len(next(iter(entry.values())))

@@ -1,0 +1,175 @@
+"""Entries in Redis, shared by every service that serves the same models. Redis may be dead, slow, full or corrupt."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import cast
+
+from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError, ResponseError
+
+from app.services.cache.breaker import Breaker
+from app.services.cache.codec import Corrupt, decode, encode
+from app.services.cache.counters import CacheCounters
+from app.services.cache.entry import Entry
+from app.services.cache.writes import Batch, WriteBehind
+from rl_onoff.errors import ConfigurationError
+
+logger = logging.getLogger("rl_onoff.service")
+
+_PREFIX = b"rl-onoff:"
+#: Between probes of a Redis that did not answer, and the pause in writing to one that refuses to be written to.
+_PERIOD = 2.0
+#: Reads at a time. The others wait for their turn, not for Redis: their deadline begins with it.
+_READS = 8
+_BATCH_BYTES = 4 << 20
+_WAITING_BYTES = 64 << 20
+_CLOSE_SECONDS = 1.0
+#: Values up to this are decoded on the event loop: handing them to a thread would take longer.
+_INLINE_BYTES = 32 << 10
+_READ_SIZE = 1 << 18
+
+
+class RedisStore:
+    """`timeout` seconds for one operation, connecting included; the first that fails ends them all until a probe
+    in the background is answered. Raises ConfigurationError for a URL that is none."""
+
+    def __init__(self, url: str, *, timeout: float, ttl: int, counters: CacheCounters) -> None:
+        self._timeout = timeout
+        self._ttl = ttl
+        self._counters = counters
+        self._reads = asyncio.Semaphore(_READS)
+        self._no_writes_until = 0.0
+        self._breaker = Breaker(self._ping, _PERIOD, self._changed)
+        self._writes = WriteBehind(self._write, limit=_WAITING_BYTES, batch=_BATCH_BYTES)
+        try:
+            self._pool: ConnectionPool = ConnectionPool.from_url(
+                url,
+                socket_timeout=timeout,
+                socket_connect_timeout=timeout,
+                socket_read_size=_READ_SIZE,
+                retry=Retry(NoBackoff(), 0),
+                retry_on_error=[],
+                decode_responses=False,
+            )
+        except (ValueError, RedisError) as error:
+            raise ConfigurationError(f"cache_url: {error}") from error
+        self._redis = Redis(connection_pool=self._pool)
+
+    async def get(self, keys: Sequence[bytes]) -> list[Entry | None]:
+        found = [self._writes.get(key) for key in keys]
+        absent = [index for index, entry in enumerate(found) if entry is None]
+        if absent:
+            wanted = [keys[index] for index in absent]
+            for index, entry in zip(absent, await self._fetched(wanted), strict=True):
+                found[index] = entry
+        return found
+
+    def put(self, key: bytes, entry: Entry, *, bulky: bool) -> None:
+        if not self._breaker.closed or time.monotonic() < self._no_writes_until:
+            self._counters.dropped.labels("store").inc()
+        elif not self._writes.put(key, entry):
+            self._counters.dropped.labels("queue").inc()
+        self._counters.held.set(self._writes.size)
+
+    async def close(self) -> None:
+        await self._writes.close(_CLOSE_SECONDS if self._breaker.closed else 0)
+        await self._breaker.close()
+        await self._redis.aclose()
+        await self._pool.disconnect()
+
+    async def _fetched(self, keys: Sequence[bytes]) -> list[Entry | None]:
+        nothing: list[Entry | None] = [None] * len(keys)
+        async with self._reads:
+            if not self._breaker.closed:
+                return nothing
+            try:
+                async with asyncio.timeout(self._timeout):
+                    found = await self._redis.mget([_PREFIX + key.hex().encode() for key in keys])
+            except (RedisError, OSError, TimeoutError) as error:
+                self._failed("read", error)
+                return nothing
+        values = cast(list[bytes | None], found)  # responses are not decoded
+        size = sum(len(value) for value in values if value is not None)
+        self._counters.bytes.labels("read").inc(size)
+        read = _decoded(keys, values) if size <= _INLINE_BYTES else await asyncio.to_thread(_decoded, keys, values)
+        if corrupt := [key for key, entry in zip(keys, read, strict=True) if isinstance(entry, Corrupt)]:
+            self._counters.blocks.labels("corrupt").inc(len(corrupt))
+            await self._delete(corrupt)
+        return [None if isinstance(entry, Corrupt) else entry for entry in read]
+
+    async def _delete(self, keys: Sequence[bytes]) -> None:
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._redis.unlink(*(_PREFIX + key.hex().encode() for key in keys))
+        except ResponseError as error:
+            self._refused(error)
+        except (RedisError, OSError, TimeoutError) as error:
+            self._failed("write", error)
+
+    async def _write(self, batch: Batch) -> None:
+        if not self._breaker.closed or time.monotonic() < self._no_writes_until:
+            self._counters.dropped.labels("store").inc(len(batch))
+            return
+        values = await asyncio.to_thread(lambda: {key: encode(key, entry) for key, entry in batch.items()})
+        pipeline = self._redis.pipeline(transaction=False)
+        written = 0
+        for key, value in values.items():
+            if value is None:
+                self._counters.dropped.labels("size").inc()
+            else:
+                pipeline.set(_PREFIX + key.hex().encode(), value, ex=self._ttl)
+                written += len(value)
+        try:
+            async with asyncio.timeout(self._timeout):
+                answers = await pipeline.execute(raise_on_error=False)
+        except (RedisError, OSError, TimeoutError) as error:
+            self._failed("write", error)
+            return
+        refusals = [answer for answer in answers if isinstance(answer, Exception)]
+        if refusals:
+            self._refused(refusals[0])
+            self._counters.dropped.labels("store").inc(len(refusals))
+        else:
+            self._counters.bytes.labels("written").inc(written)
+        self._counters.held.set(self._writes.size)
+
+    async def _ping(self) -> None:
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._redis.ping()
+        except RedisError as error:
+            raise OSError(str(error)) from error
+
+    def _failed(self, operation: str, error: Exception) -> None:
+        self._counters.errors.labels(operation).inc()
+        if self._breaker.closed:
+            logger.warning("the cache does not answer (%s): going on without it", type(error).__name__)
+        self._breaker.trip()
+
+    def _refused(self, error: Exception) -> None:
+        """Out of memory under noeviction, read-only, not allowed: reading goes on, writing after a pause."""
+        self._counters.errors.labels("write").inc()
+        if time.monotonic() >= self._no_writes_until:
+            logger.warning("the cache takes no writes (%s)", str(error).partition(" ")[0])
+        self._no_writes_until = time.monotonic() + _PERIOD
+
+    def _changed(self, available: bool) -> None:
+        self._counters.available.set(available)
+        if available:
+            logger.warning("the cache answers again")
+
+
+def _decoded(keys: Sequence[bytes], values: Sequence[bytes | None]) -> list[Entry | Corrupt | None]:
+    found: list[Entry | Corrupt | None] = []
+    for key, value in zip(keys, values, strict=True):
+        try:
+            found.append(None if value is None else decode(key, value))
+        except Corrupt as error:
+            found.append(error)
+    return found

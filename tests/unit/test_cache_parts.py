@@ -1,0 +1,338 @@
+"""The cache's pure parts: keys, the form of values, what is derived on reading, eviction, flights, the breaker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import struct
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from app.services.cache import codec, keys
+from app.services.cache.breaker import Breaker
+from app.services.cache.codec import Corrupt, decode, encode
+from app.services.cache.counters import CacheCounters
+from app.services.cache.entry import Entry, size_of
+from app.services.cache.flights import Flights
+from app.services.cache.layouts import MeasuresLayout, RowsLayout
+from app.services.cache.memory import MemoryStore
+from app.services.cache.writes import Batch, WriteBehind
+from workers.wire import Array, Compare, ModelInfo, PairInfo, Rows, Score
+
+KEY = bytes(range(32))
+
+
+def model(fingerprint: str = "f", **changes: Any) -> ModelInfo:
+    info = ModelInfo("m", "path", None, fingerprint, "float32", "cpu", 1000, 1024, 512, [0], None, 1)
+    return msgspec.structs.replace(info, **changes)
+
+
+def info(a: ModelInfo | None = None, b: ModelInfo | None = None, **changes: Any) -> PairInfo:
+    return msgspec.structs.replace(PairInfo("p", "hf", "1", a or model("a"), b or model("b"), "{}", {}), **changes)
+
+
+def rows(job: Score, pair: PairInfo | None = None, namespace: str = "", **options: Any) -> RowsLayout:
+    return RowsLayout(job, namespace, pair or info(), options)
+
+
+def entry(positions: int = 4, columns: int = 1000) -> dict[str, Any]:
+    rng = np.random.default_rng(1)
+    values = np.sort(rng.normal(-8, 3, (positions, columns)).astype(np.float32))[:, ::-1]
+    return {
+        "values": np.ascontiguousarray(values),
+        "ids": np.tile(np.arange(columns, dtype=np.int32), (positions, 1)),
+        "token_logprobs": values[:, 3].copy(),
+        "entropy": rng.random(positions),
+        "tail": rng.random(positions),
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------ keys
+
+
+def test_what_begins_alike_shares_the_blocks_of_its_beginning_and_no_others() -> None:
+    root = keys.root(what="test")
+    short, long = (keys.chain(root, [[1, 2]], list(range(5, 5 + n)), 16) for n in (40, 100))
+    assert [(block.begin, block.end) for block in short] == [(0, 16), (16, 32), (32, 40)]
+    assert [block.key for block in short[:2]] == [block.key for block in long[:2]]
+    assert short[2].key not in {block.key for block in long}
+    changed = keys.chain(root, [[1, 2]], [5, 6, 99, *range(8, 45)], 16)
+    assert not {block.key for block in changed} & {block.key for block in short}
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ([[1, 2], [3]], [[1], [2, 3]]),  # the boundary between two prompts is part of a key
+        ([[1, 2]], [[1], [2]]),
+        ([[1]], [[256]]),
+        ([[1, 0]], [[1]]),
+    ],
+)
+def test_prompts_never_run_together(left: list[list[int]], right: list[list[int]]) -> None:
+    root = keys.root(what="test")
+    assert keys.chain(root, left, [7, 8], 16)[0].key != keys.chain(root, right, [7, 8], 16)[0].key
+
+
+def test_fields_are_tagged() -> None:
+    assert keys.root(a="x", b="yz") != keys.root(a="xy", b="z")
+    assert keys.root(a="x", b="") != keys.root(a="", b="x")
+    assert keys.root(a=1.0) != keys.root(a="1.0")
+
+
+def test_all_that_decides_a_row_is_in_its_key() -> None:
+    job = Score("a", [5, 6, 7, 8], 2)
+    base = rows(job).blocks[0].key
+    assert rows(job).blocks[0].key == base
+    assert rows(job, info(b=model("another"))).blocks[0].key == base  # B has no part in A's rows
+    for other in (
+        rows(msgspec.structs.replace(job, side="b")),
+        rows(msgspec.structs.replace(job, start=3)),
+        rows(msgspec.structs.replace(job, kind="probs")),
+        rows(msgspec.structs.replace(job, temperature=0.7)),
+        rows(msgspec.structs.replace(job, top_k=5)),
+        rows(job, namespace="tenant"),
+        rows(job, info(a=model("retrained"))),
+        rows(job, info(a=model("a", dtype="bfloat16"))),
+        rows(job, info(a=model("a", device="cuda:0"))),
+        rows(job, info(backend="vllm")),
+        rows(job, float32_head=False),
+    ):
+        assert other.blocks[0].key != base
+    compare = Compare([1, 2, 3], 1, [1, 2, 3], 1, ["js", "kl_ab"])
+    found = {
+        MeasuresLayout(each, "", info(), {}).blocks[0].key
+        for each in (
+            compare,
+            msgspec.structs.replace(compare, measures=["js"]),
+            msgspec.structs.replace(compare, merge=[3, 4]),
+            msgspec.structs.replace(compare, temperature=2.0),
+        )
+    }
+    assert len(found) == 4
+    reordered = msgspec.structs.replace(compare, measures=["kl_ab", "js"])
+    assert MeasuresLayout(reordered, "", info(), {}).blocks[0].key in found
+
+
+@pytest.mark.parametrize(("vocab_size", "positions"), [(100, 16), (32_000, 8), (151_936, 2), (5_000_000, 1)])
+def test_blocks_of_whole_rows_stay_near_a_megabyte(vocab_size: int, positions: int) -> None:
+    assert keys.row_positions(vocab_size) == positions
+
+
+# ---------------------------------------------------------------------------------------------------------- values
+
+
+def test_a_value_comes_back_bit_for_bit() -> None:
+    before = entry() | {"kernel": np.arange(8, dtype=np.uint8).reshape(4, 2)}
+    before["values"][0, :3] = -np.inf, -0.0, 1e-45
+    value = encode(KEY, before)
+    assert value is not None
+    assert len(value) < size_of(before)
+    after = decode(KEY, value)
+    assert {n: (a.dtype, a.shape) for n, a in after.items()} == {n: (a.dtype, a.shape) for n, a in before.items()}
+    assert all(after[name].tobytes() == before[name].tobytes() for name in before)
+    with pytest.raises(ValueError, match="read-only"):
+        after["values"][0, 0] = 1
+
+
+def test_no_flipped_bit_changes_a_number() -> None:
+    before = entry(2, 20)
+    value = encode(KEY, before)
+    assert value is not None
+    unnoticed = 0
+    for bit in range(8 * len(value)):
+        broken = bytearray(value)
+        broken[bit // 8] ^= 1 << bit % 8
+        try:
+            after = decode(KEY, bytes(broken))
+        except Corrupt:
+            continue
+        unnoticed += 1  # zstd has a few bits that mean nothing
+        assert all(after[name].tobytes() == before[name].tobytes() for name in before)
+    assert unnoticed < 8
+
+
+def test_a_value_cut_short_or_of_another_key_or_format_is_corrupt() -> None:
+    value = encode(KEY, entry(2, 20))
+    assert value is not None
+    foreign = [value[:end] for end in range(len(value))]
+    foreign += [b"", b"hello", value + b"x", b"\x80\x04K\x01." * 30]  # the last a pickle
+    for other in foreign:
+        with pytest.raises(Corrupt):
+            decode(KEY, other)
+    with pytest.raises(Corrupt):
+        decode(bytes(32), value)
+    newer = bytearray(value)
+    newer[4] += 1
+    with pytest.raises(Corrupt):
+        decode(KEY, bytes(newer))
+
+
+def test_a_bomb_is_refused_before_it_unfolds() -> None:
+    frame = codec.zstd.compress(bytes(1 << 28))
+    for declared in (1 << 28, 1 << 20):
+        head = codec._HEADER.pack(codec._MAGIC, keys.FORMAT, 1, declared, KEY) + msgspec.msgpack.encode([])
+        with pytest.raises(Corrupt):
+            decode(KEY, head + struct.pack("<I", codec.zlib.crc32(head)) + frame)
+
+
+def test_what_is_too_large_is_not_stored() -> None:
+    noise = np.random.default_rng(0).integers(0, 1 << 62, (600_000,), dtype=np.int64)
+    assert encode(KEY, {"values": noise}) is None
+
+
+# --------------------------------------------------------------------------------------------------------- reading
+
+
+def test_a_smaller_k_is_cut_from_a_larger_one_as_a_worker_would_have() -> None:
+    held = entry(3, 8)
+    asked = rows(Score("a", [1, 2, 3, 4], 1, top_k=5))
+    assert asked.serves(held, 3)
+    got = asked.answer(held, 7)
+    assert got.start == 7
+    np.testing.assert_array_equal(got.values.numpy(), held["values"][:, :5])
+    np.testing.assert_array_equal(got.ids.numpy(), held["ids"][:, :5])  # type: ignore[union-attr]
+    kept = np.exp(held["values"][:, :5].copy().astype(np.float64)).sum(-1)
+    np.testing.assert_array_equal(got.tail.numpy(), np.maximum(0.0, 1.0 - kept))  # type: ignore[union-attr]
+    assert not rows(Score("a", [1, 2, 3, 4], 1, top_k=9)).serves(held, 3)
+    # Of probabilities and logits no tail follows from the k best: another k is another key.
+    probs = [rows(Score("a", [1, 2, 3, 4], 1, top_k=k, kind="probs")) for k in (5, 8)]
+    assert probs[0].blocks[0].key != probs[1].blocks[0].key
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_the_dtype_is_made_on_reading_as_workers_make_it(dtype: Any) -> None:
+    from workers.scoring import _stored
+
+    whole = {name: array for name, array in entry().items() if name not in ("ids", "tail")}
+    got = rows(Score("a", [1, 2, 3, 4, 5], 1, dtype=dtype)).answer(whole, 0)
+    assert got.values == _stored(whole["values"], dtype)
+
+
+def test_an_entry_of_another_shape_serves_nobody() -> None:
+    whole = {name: array for name, array in entry().items() if name not in ("ids", "tail")}
+    asked = rows(Score("a", [1, 2, 3, 4, 5], 1))
+    assert asked.serves(whole, 4)
+    assert not asked.serves(whole, 3)
+    assert not asked.serves({**whole, "values": whole["values"][:, :10]}, 4)
+    assert not asked.serves({**whole, "values": whole["values"].astype(np.float64)}, 4)
+    assert not asked.serves({}, 4)
+
+
+# -------------------------------------------------------------------------------------------------------- in process
+
+
+def counters() -> CacheCounters:
+    return CacheCounters(CollectorRegistry())
+
+
+async def test_the_embedded_store_stays_within_its_bytes_and_forgets_what_was_not_used() -> None:
+    store = MemoryStore(100_000, counters())
+    names = [bytes([i]) * 32 for i in range(20)]
+    for name in names[:10]:
+        store.put(name, {"x": np.zeros(1000)}, bulky=False)
+    await store.get([names[0]])
+    for name in names[10:15]:
+        store.put(name, {"x": np.zeros(1000)}, bulky=False)
+    kept = [entry is not None for entry in await store.get(names[:15])]
+    assert kept[0]
+    assert kept[14]
+    assert not kept[1]
+    assert sum(kept) <= 100_000 // 8000
+
+
+async def test_whole_rows_do_not_drive_out_the_rest() -> None:
+    store = MemoryStore(100_000, counters())
+    store.put(KEY, {"x": np.zeros(100)}, bulky=False)
+    for i in range(50):
+        store.put(bytes([i]) * 32, {"x": np.zeros(2000)}, bulky=True)
+    assert (await store.get([KEY]))[0] is not None
+    store.put(bytes(32), {"x": np.zeros(100_000)}, bulky=True)  # larger than all there is: not kept
+    assert (await store.get([KEY]))[0] is not None
+
+
+async def test_of_equal_jobs_one_computes_and_the_others_have_its_rows() -> None:
+    flights = Flights()
+    large, small = (rows(Score("a", [1, 2, 3, 4, 5], 1, top_k=k)) for k in (8, 5))
+    with flights.lead(large, 0) as flight:
+        flight.parts.append(entry(4, 8))
+        joined = flights.serving(small, 0)
+        assert joined is flight
+        waiting = asyncio.create_task(joined.wait())
+    assert await waiting
+    assert len(flight.from_position(1)[0]["values"]) == 3
+    assert flights.serving(small, 0) is None
+    with flights.lead(small, 2):
+        assert flights.serving(large, 2) is None  # a smaller k is no help
+        assert flights.serving(small, 0) is None  # nor is what begins later
+
+
+async def test_a_flight_that_fails_or_whose_client_leaves_sends_the_others_off() -> None:
+    flights = Flights()
+    job = rows(Score("a", [1, 2, 3], 1, top_k=5))
+    with contextlib.suppress(asyncio.CancelledError), flights.lead(job, 0) as flight:
+        waiting = asyncio.create_task(flight.wait())
+        await asyncio.sleep(0)
+        raise asyncio.CancelledError
+    assert not await waiting
+    with flights.lead(job, 0) as flight:
+        leaving = asyncio.create_task(flight.wait())
+        await asyncio.sleep(0)
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+    assert await flight.wait()
+
+
+async def test_writes_wait_in_bounded_room_and_can_be_read_meanwhile() -> None:
+    written: list[Batch] = []
+    free = asyncio.Event()
+
+    async def write(batch: Batch) -> None:
+        await free.wait()
+        written.append(batch)
+
+    writes = WriteBehind(write, limit=3000, batch=1000)
+    one: Entry = {"x": np.zeros(100)}
+    names = [bytes([i]) * 32 for i in range(6)]
+    assert [writes.put(name, one) for name in names] == [True] * 3 + [False] * 3
+    assert writes.get(names[0]) is one
+    await asyncio.sleep(0)
+    again: Entry = {"x": np.ones(100)}
+    assert writes.put(names[0], again)  # while its first form is being written
+    free.set()
+    await writes.close(1)
+    assert writes.size == 0
+    assert [entry for batch in written for name, entry in batch.items() if name == names[0]] == [one, again]
+
+
+async def test_the_breaker_opens_at_once_and_closes_when_there_is_an_answer() -> None:
+    answers, changes = [False, False, True], []
+
+    async def probe() -> None:
+        if not answers.pop(0):
+            raise TimeoutError
+
+    breaker = Breaker(probe, 0.001, changes.append)
+    assert breaker.closed
+    breaker.trip()
+    breaker.trip()
+    assert not breaker.closed
+    async with asyncio.timeout(5):
+        while not breaker.closed:
+            await asyncio.sleep(0.001)
+    assert changes == [False, True]
+    assert answers == []
+
+
+def test_rows_of_a_frame_are_stored_as_they_are() -> None:
+    job = Score("a", [1, 2, 3, 4, 5], 1, top_k=8)
+    held = entry(4, 8)
+    frame = rows(job).answer(held, 0)
+    assert isinstance(frame, Rows)
+    assert frame.ids == Array.of(held["ids"].astype(np.int64))
+    for name, array in rows(job).entry(frame).items():
+        assert array.tobytes() == held[name].tobytes()
