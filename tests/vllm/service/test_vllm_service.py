@@ -1,0 +1,98 @@
+"""The service in its environment, vLLM in its own: engines and workers end, streams do as if nothing had happened."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from rl_onoff import AsyncClient
+from rl_onoff.schemas import SwitchResponse, SwitchToken
+from tests.e2e.running_service import alive, running
+from tests.e2e.test_service_resume import same, switch
+
+ROOT = Path(__file__).parents[3]
+POLICY = {"kind": "divergence", "on": 0.1}
+PROMPT = "Q: 17 + 25 - 9"
+
+#: A worker whose engine fails, once, as soon as there is a file that says so.
+FAULTY = """
+import os, runpy
+from vllm.v1.executor.uniproc_executor import UniProcExecutor
+execute = UniProcExecutor.execute_model
+def execute_model(self, *args, **kwargs):
+    if os.path.exists("{fault}"):
+        os.unlink("{fault}")
+        raise RuntimeError("simulated")
+    return execute(self, *args, **kwargs)
+UniProcExecutor.execute_model = execute_model
+runpy.run_module("workers", run_name="__main__")
+"""
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_USE_V2_MODEL_RUNNER": "0", "OMP_NUM_THREADS": "1"}
+    (folder / "faulty.py").write_text(FAULTY.format(fault=folder / "fault"))
+    python = folder / "python"
+    python.write_text(
+        f"#!/bin/sh\n{' '.join(f'{k}={v}' for k, v in environment.items())} "
+        f"exec {os.environ['RL_ONOFF_VLLM_PYTHON']} {folder / 'faulty.py'}\n"
+    )
+    python.chmod(0o700)
+    models = {
+        "a": {"name": "base", "path": str(ROOT / "demo/base")},
+        "b": {"name": "rl", "path": str(ROOT / "demo/rl")},
+    }
+    pair = {"name": "demo", "backend": "vllm", "python": str(python), **models}
+    return {"pairs": [pair], "resume_seconds": 300, "stop_seconds": 1}
+
+
+async def disturbed(client: AsyncClient, disturb: Any) -> list[SwitchResponse]:
+    """Eight streams, `disturb` called when all have begun and none has ended."""
+    counts = [0] * 8
+
+    async def counted(index: int) -> SwitchResponse:
+        sampling = {"max_tokens": 150, "seed": index, "ignore_eos": True}
+        opened = await client.switch_generate(PROMPT, policy=POLICY, sampling=sampling, stream=True)
+        async with opened as events:
+            async for event in events:
+                counts[index] += isinstance(event, SwitchToken)
+            return events.result
+
+    streams = [asyncio.create_task(counted(i)) for i in range(8)]
+    async with asyncio.timeout(60):
+        while min(counts) < 5:
+            await asyncio.sleep(0.005)
+    assert max(counts) < 150
+    disturb()
+    return await asyncio.gather(*streams)
+
+
+async def gone(pid: int) -> None:
+    async with asyncio.timeout(10):
+        while alive(pid):
+            await asyncio.sleep(0.05)
+
+
+async def test_streams_outlive_an_engine_and_a_worker(tmp_path: Path) -> None:
+    with running(tmp_path, settings(tmp_path)) as service:
+        service.wait_for(lambda: "serving on http" in service.log.read_text() or service.process.poll(), 300)
+        async with AsyncClient(service.url, timeout=300, retry_seconds=300) as client:
+            wanted = [await switch(client, PROMPT, POLICY, 150, i, ignore_eos=True)() for i in range(8)]
+            assert any("b" in result.leads for result in wanted)
+
+            (first,) = service.workers
+            after_engine = await disturbed(client, (tmp_path / "fault").touch)
+            await gone(first)
+            assert "the worker of pair demo ended with code 4" in service.log.read_text()
+
+            (second,) = service.workers
+            after_worker = await disturbed(client, lambda: os.kill(second, signal.SIGKILL))
+            for got in (after_engine, after_worker):
+                for want, have in zip(wanted, got, strict=True):
+                    same(want, have)
+            (third,) = service.workers
+        service.process.kill()
+        await gone(third)

@@ -1,0 +1,190 @@
+"""What runs inside vLLM's workers: whole rows of prompts and of drawn tokens, drawn with our noise.
+
+vLLM mixes the class into its Worker (`worker_extension_cls`); `onoff_install`, called once on every rank, then takes
+over two methods of the V1 model runner: the one that draws, and the one that is shown the hidden states of prompts. A
+request says in `extra_args` what it wants (`Wish`); the rows wait here until they are taken. Every rank draws, alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import torch
+
+from workers.logprobs import described
+from workers.sampling import choose
+from workers.wire import SamplingParams
+
+#: The entry of `extra_args`.
+KEY = "onoff"
+#: Rows computed from hidden states at a time: what the logits of a long prompt take comes on top of their rows.
+_AT_ONCE = 256
+_NAN = "the model gave NaN instead of probabilities: its numbers overflow in this dtype"
+
+
+class Wish(msgspec.Struct, frozen=True):
+    """What a request asks for: rows `start`.. of its prompt, or tokens drawn by `sampling`.
+
+    The drawn tokens' rows are kept too, unless they go out one by one (`news`): then no more of each row than its
+    `describe` most likely.
+    """
+
+    start: int | None = None
+    logits: bool = False
+    sampling: SamplingParams | None = None
+    news: bool = False
+    describe: int | None = None
+
+
+@dataclass(slots=True)
+class _Kept:
+    wish: Wish
+    passes: int = 0
+    prompt: torch.Tensor | None = None  # [len(prompt) - start + 1, V]
+    filled: int = 0  # rows of `prompt` computed so far
+    drawn: list[torch.Tensor] = field(default_factory=list)
+    described: list[tuple[float, list[int], list[float]]] = field(default_factory=list)
+    error: str | None = None
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """Rows `[n, V]` float32 of a finished request, or what went wrong, and the passes it took part in."""
+
+    rows: Any
+    passes: int
+    error: str | None
+
+
+class RowsExtension:
+    """Methods of vLLM's Worker, named so as not to meet its own."""
+
+    model_runner: Any
+
+    def onoff_install(self, vocab_size: int) -> None:
+        runner = self.model_runner
+        self._onoff_kept: dict[str, _Kept] = {}
+        self._onoff_vocab_size = vocab_size
+        runner._sample = self._onoff_sample
+        prompt_logprobs: Callable[[Any, dict[str, int]], Any] = runner._get_prompt_logprobs_dict
+
+        def with_rows(hidden: torch.Tensor, scheduled: dict[str, int]) -> Any:
+            self._onoff_prompts(hidden, scheduled)
+            return prompt_logprobs(hidden, scheduled)
+
+        runner._get_prompt_logprobs_dict = with_rows
+
+    def onoff_take(self, request_id: str) -> Taken | None:
+        """What was kept of a finished request; None on a rank that keeps nothing."""
+        kept = self._onoff_kept.pop(request_id, None)
+        if kept is None:
+            return None
+        if kept.wish.sampling is not None:
+            rows = torch.cat(kept.drawn) if kept.drawn else None
+        else:
+            rows = kept.prompt
+            if rows is not None and kept.filled < len(rows) and kept.error is None:
+                kept.error = f"only {kept.filled} of {len(rows)} rows were computed"
+        return Taken(rows, kept.passes, kept.error)
+
+    def onoff_news(self, request_ids: list[str]) -> list[tuple[list[tuple[float, list[int], list[float]]], str | None]]:
+        """Of each request, what its latest tokens were described as, and what went wrong."""
+        news = []
+        for request_id in request_ids:
+            kept = self._onoff_kept[request_id]
+            news.append((kept.described, kept.error))
+            kept.described = []
+        return news
+
+    def onoff_drop(self, request_ids: list[str]) -> None:
+        for request_id in request_ids:
+            self._onoff_kept.pop(request_id, None)
+
+    def _onoff_of(self, request_id: str) -> _Kept | None:
+        kept = self._onoff_kept.get(request_id)
+        if kept is None:
+            params = self.model_runner.requests[request_id].sampling_params
+            asked = (params.extra_args or {}).get(KEY) if params is not None else None
+            if asked is None:
+                return None
+            kept = self._onoff_kept[request_id] = _Kept(msgspec.convert(asked, Wish))
+        return kept
+
+    def _onoff_rows(self, logits: torch.Tensor, raw: bool = False) -> torch.Tensor:
+        cut = logits[:, : self._onoff_vocab_size].float()
+        return cut if raw else cut.log_softmax(-1)
+
+    def _onoff_sample(self, logits: torch.Tensor, _: Any) -> Any:
+        """In place of vLLM's sampler. A request that only wants rows gets token 0, which nobody reads."""
+        from vllm.v1.outputs import SamplerOutput
+
+        batch = self.model_runner.input_batch
+        tokens = [0] * logits.shape[0]
+        rows: torch.Tensor | None = None
+        for i, request_id in enumerate(batch.req_ids):
+            kept = self._onoff_of(request_id)
+            if kept is None or kept.wish.sampling is None or self.model_runner.discard_request_mask.np[i]:
+                continue
+            if rows is None:
+                rows = self._onoff_rows(logits)
+            row = rows[i : i + 1]
+            if row.isnan().any():
+                kept.error = _NAN
+                continue
+            tokens[i] = choose(row, kept.wish.sampling, [int(batch.num_tokens_no_spec[i])])[0]
+            if not kept.wish.news:
+                kept.drawn.append(row)
+            elif kept.wish.describe is not None:
+                told = described(row, tokens[i : i + 1], kept.wish.describe)
+                kept.described.append((told.tokens[0], told.top_ids[0], told.top_logprobs[0]))
+        drawn = torch.tensor(tokens, dtype=torch.int32, device=logits.device).unsqueeze(-1)
+        return SamplerOutput(sampled_token_ids=drawn, logprobs_tensors=None)
+
+    def _onoff_prompts(self, hidden: torch.Tensor, scheduled: dict[str, int]) -> None:
+        runner = self.model_runner
+        for request_id, count in scheduled.items():
+            kept = self._onoff_of(request_id)
+            if kept is None:
+                continue
+            kept.passes += 1
+            request = runner.requests[request_id]
+            begin, length = request.num_computed_tokens, request.num_prompt_tokens
+            if kept.wish.start is None or begin >= length:
+                continue
+            # Position t of the hidden states gives row t + 1. A request that was preempted begins anew.
+            first = kept.wish.start - 1
+            low, high = max(first, begin), min(begin + count, length)
+            if low >= high:
+                continue
+            if low - first > kept.filled:
+                kept.error = f"rows from {kept.wish.start + kept.filled} to {low} were taken from the cache"
+            at = int(runner.query_start_loc.np[runner.input_batch.req_id_to_index[request_id]]) - begin
+            for part in range(low, high, _AT_ONCE):
+                end = min(part + _AT_ONCE, high)
+                rows = self._onoff_rows(_logits(runner.model, hidden[at + part : at + end]), kept.wish.logits)
+                if rows.amax(-1).isnan().any():
+                    kept.error = _NAN
+                if len(rows) == length - first:  # all there are: nothing to put together
+                    kept.prompt = rows
+                    continue
+                if kept.prompt is None:
+                    kept.prompt = rows.new_empty((length - first, rows.shape[-1]))
+                kept.prompt[part - first : end - first] = rows
+            kept.filled = high - first
+
+
+def _logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits of any number of hidden states.
+
+    With adapters loaded vLLM's own way maps rows to them by request, one row each; the output embedding, which an
+    adapter served here never touches, is applied directly instead.
+    """
+    processor = getattr(model, "logits_processor", None)
+    inner = getattr(processor, "base_layer", None)
+    if inner is None:
+        logits: torch.Tensor = model.compute_logits(hidden)
+    else:
+        logits = inner(getattr(model.lm_head, "base_layer", model.lm_head), hidden)
+    return logits

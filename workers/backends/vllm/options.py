@@ -1,0 +1,63 @@
+"""What an operator may say about a pair on vLLM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from rl_onoff.errors import ConfigurationError
+
+#: Engine arguments this backend sets itself.
+_OWN = frozenset(
+    {
+        "model",
+        "tokenizer",
+        "revision",
+        "dtype",
+        "max_model_len",
+        "trust_remote_code",
+        "skip_tokenizer_init",
+        "worker_extension_cls",
+        "scheduler_cls",
+        "speculative_config",
+        "async_scheduling",
+        "enable_prefix_caching",
+        "enable_lora",
+        "max_loras",
+        "max_lora_rank",
+        "logits_processors",
+        "data_parallel_size",
+        "pipeline_parallel_size",
+    }
+)
+
+
+class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`options` of a pair on this backend.
+
+    engine: vLLM engine arguments for both models (`tensor_parallel_size`, `quantization`, `enforce_eager`, ...);
+    engine_a and engine_b: for one of them, over those. `gpu_memory_utilization` is each engine's own share of the
+    device (default: 0.45 each, or 0.9 where B is an adapter). float32_head: logits in float32 whatever the dtype.
+    allow_extra_tokens: serve a pair of which one tokenizer has ids the other lacks; these are cut from both.
+    """
+
+    engine: dict[str, Any] = {}
+    engine_a: dict[str, Any] = {}
+    engine_b: dict[str, Any] = {}
+    float32_head: bool = True
+    allow_extra_tokens: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("engine", "engine_a", "engine_b"):
+            own = sorted(_OWN & getattr(self, name).keys())
+            if own:
+                raise ValueError(f"{name}: {', '.join(own)} cannot be set here")
+
+
+def options_of(pair: str, values: dict[str, Any]) -> Options:
+    """Raises ConfigurationError."""
+    try:
+        return msgspec.convert(values, Options)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"options of pair {pair}: {error}") from error

