@@ -22,7 +22,7 @@ def frame(start: int, count: int) -> Rows:
     return Rows(start, Array.of(np.ones((count, VOCAB), np.float16)), None, Array.of(zeros), Array.of(zeros + start))
 
 
-async def stream(monkeypatch: Any, lengths: list[int], lost: int = 0) -> tuple[rowstream.RowStream, list[int]]:
+async def stream(lengths: list[int], lost: int = 0) -> tuple[rowstream.RowStream, list[int]]:
     made: list[int] = []
 
     async def run(pair: Any, job: Score) -> AsyncGenerator[Frame, None]:
@@ -32,18 +32,18 @@ async def stream(monkeypatch: Any, lengths: list[int], lost: int = 0) -> tuple[r
             yield frame(start, min(3, count - start))
         yield Done()
 
-    monkeypatch.setattr(rowstream.replay, "run", run)
     codec = SimpleNamespace(pieces=lambda ids: [str(i) for i in ids])
     model: Any = SimpleNamespace(
         name="m", info=SimpleNamespace(vocab_size=VOCAB, logit_columns=16), pair=SimpleNamespace(codec=codec)
     )
     jobs = [Score("a", list(range(2 + length)), 2, dtype="float16") for length in lengths]
     request = DistributionsRequest(model="m", items=[{"prompt": "x", "solution": "y"}], dtype="float16")  # type: ignore[list-item]
-    return await rowstream.begin(request, model, jobs), made
+    frames: Any = SimpleNamespace(run=run)
+    return await rowstream.begin(request, model, jobs, frames), made
 
 
-async def test_parts_are_made_as_they_are_taken(monkeypatch: Any) -> None:
-    rows, made = await stream(monkeypatch, [7, 1, 12])
+async def test_parts_are_made_as_they_are_taken() -> None:
+    rows, made = await stream([7, 1, 12])
     assert len(made) == 1
     total = taken = 0
     async for part in rows.parts:
@@ -54,8 +54,8 @@ async def test_parts_are_made_as_they_are_taken(monkeypatch: Any) -> None:
     assert len(made) == 3 + 1 + 4
 
 
-async def test_a_worker_that_gives_too_few_rows_is_an_error(monkeypatch: Any) -> None:
-    rows, _ = await stream(monkeypatch, [7], lost=1)
+async def test_a_worker_that_gives_too_few_rows_is_an_error() -> None:
+    rows, _ = await stream([7], lost=1)
     with pytest.raises(InternalError, match="another number"):
         async for _ in rows.parts:
             pass

@@ -15,7 +15,7 @@ Future = asyncio.Future[Any] | concurrent.futures.Future[Any]
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """The next tokens of a request; of each, if that was wished, its log-probability and the most likely ids with theirs."""
+    """The next tokens of a request; of each, if wished, its log-probability and the most likely ids with theirs."""
 
     tokens: list[int]
     described: list[tuple[float, list[int], list[float]]]
