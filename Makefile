@@ -11,7 +11,7 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vllm test-sglang test-lm-eval check format bench clean
+.PHONY: help setup demo test test-vllm test-sglang test-lm-eval test-web check format bench clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -78,6 +78,13 @@ $(VLLM_STAMP): pyproject.toml
 	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
 	$(VLLM_BIN)/python -m pip install --quiet --editable '.[worker,lora]' 'pytest>=8.4' 'pytest-asyncio>=1.0' 'scipy>=1.13'
 	@touch $(VLLM_STAMP)
+
+$(VENV)/.web-tests: pyproject.toml $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[web-tests]'
+	@touch $@
+
+test-web: setup $(VENV)/.web-tests ## run the page's tests; needs a Chromium on PATH (apt-get install chromium)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests/web
 
 check: setup ## format, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -56,6 +56,9 @@ class PairConfig(_Section):
     trust_remote_code: bool = False
     options: dict[str, Any] = {}
     policies: dict[Name, AnyPolicy] = Field(default={}, description="models of the OpenAI routes, by name")
+    examples: str | None = Field(
+        default=None, description="a JSON Lines file of problems (`prompt`, `reference`) that the page offers"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> PairConfig:
@@ -99,6 +102,7 @@ def _demo_pair() -> PairConfig:
         name="demo",
         a=ModelConfig(name="base", path=str(_DEMO / "base"), dtype="float32", device="cpu"),
         b=ModelConfig(name="rl", path=str(_DEMO / "rl"), dtype="float32", device="cpu"),
+        examples=str(_DEMO / "problems.jsonl"),
     )
 
 
@@ -232,6 +236,8 @@ def _read(path: Path) -> dict[str, Any]:
             for key in ("path", "adapter"):
                 if isinstance(model, dict) and isinstance(model.get(key), str):
                     model[key] = _beside(path, model[key])
+        if isinstance(pair, dict) and isinstance(pair.get("examples"), str):
+            pair["examples"] = str(path.parent / pair["examples"])
     return document
 
 

@@ -46,7 +46,7 @@ def read(path: Path) -> list[bytes]:
 class Keys:
     """Lets a request in only with `Authorization: Bearer` and one of the keys. With no keys everyone is let in.
 
-    Raises Unauthorized before anything of the request is read.
+    Raises Unauthorized before anything of the request is read. `also_open`: what may be had without, by GET.
     """
 
     def __init__(self, app: ASGIApp, digests: Iterable[bytes], also_open: Iterable[bytes] = ()) -> None:

@@ -20,7 +20,7 @@ from app.config import Settings, check_exposure
 from app.deps import Service
 from app.keys import Keys
 from app.middleware import Admission, Boundary
-from app.routes import distributions, divergence, generate, openai, switch, system
+from app.routes import distributions, divergence, generate, openai, switch, system, web
 from app.server import Server, bound
 from app.services.cache.counters import CacheCounters
 from app.services.cache.frames import Cache
@@ -64,9 +64,9 @@ def create_app(settings: Settings) -> FastAPI:
     errors.install(app)
     app.add_exception_handler(ClientGone, _no_one)
     app.add_middleware(Admission, limits=settings.limits, drain=service.drain)
-    app.add_middleware(Keys, digests=settings.key_digests)
+    app.add_middleware(Keys, digests=settings.key_digests, also_open=web.paths())
     app.add_middleware(Boundary, send_seconds=settings.send_seconds)  # the last one added is the outermost
-    for module in (generate, distributions, divergence, switch, openai, system):
+    for module in (generate, distributions, divergence, switch, openai, system, web):
         app.include_router(module.router)
     return app
 

@@ -12,12 +12,14 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?")
 
 
 def check_sources(settings: Settings) -> None:
-    """Raises ConfigurationError for a model that is plainly a path where nothing lies."""
+    """Raises ConfigurationError for a model, or examples, that are plainly a path where nothing lies."""
     for pair in settings.pairs:
         for model in (pair.a, pair.b):
             problem = _problem(pair, model)
             if problem is not None:
                 raise ConfigurationError(f"pair {pair.name}: {problem}")
+        if pair.examples is not None and not Path(pair.examples).is_file():
+            raise ConfigurationError(f"pair {pair.name}: there is no file {pair.examples}")
 
 
 def _problem(pair: PairConfig, model: ModelConfig) -> str | None:

@@ -1,17 +1,18 @@
-"""What the service is and how it is: /models, /health, /ready, /version, and a page for people."""
+"""What the service is and how it is: models, examples, health, metrics, and its API for people to read."""
 
 from __future__ import annotations
 
+import asyncio
 import platform
-from html import escape
+from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import HTMLResponse
 
-from app.deps import Service, ServiceDep
+from app.deps import ServiceDep
 from app.docs import docs_page
-from app.page import page
-from rl_onoff.schemas import HealthResponse, ModelsResponse, ReadyResponse, VersionResponse
+from app.services.examples import MOST, read_examples
+from rl_onoff.schemas import ExamplesResponse, HealthResponse, ModelsResponse, ReadyResponse, VersionResponse
 from rl_onoff.version import __version__
 
 router = APIRouter(tags=["service"])
@@ -20,6 +21,15 @@ router = APIRouter(tags=["service"])
 @router.get("/models", summary="What is served")
 async def get_models(service: ServiceDep) -> ModelsResponse:
     return service.registry.cards()
+
+
+@router.get("/examples", summary="Problems to try each pair on")
+async def get_examples(
+    service: ServiceDep, limit: Annotated[int, Query(ge=1, le=MOST, description="for each pair")] = 100
+) -> ExamplesResponse:
+    """The first ones of the file each pair's configuration names; none where it names none."""
+    pairs = [worker.config for worker in service.supervisor.pairs.values()]
+    return await asyncio.to_thread(read_examples, pairs, limit)
 
 
 @router.get("/health", summary="The process is alive")
@@ -54,28 +64,3 @@ async def get_metrics(service: ServiceDep) -> Response:
 @router.get("/docs", include_in_schema=False)
 async def get_docs(request: Request) -> HTMLResponse:
     return HTMLResponse(docs_page(request.app.openapi()))
-
-
-@router.get("/", include_in_schema=False)
-async def get_page(service: ServiceDep) -> HTMLResponse:
-    return HTMLResponse(_page(service))
-
-
-def _page(service: Service) -> str:
-    cards = service.registry.cards().models
-    rows = "".join(
-        f"<tr><td>{escape(card.pair)}</td><td>{card.side.upper()}</td><td><code>{escape(card.name)}</code></td>"
-        f"<td>{escape(card.backend)}</td><td>{card.vocab_size or ''}</td><td>{card.state}</td></tr>"
-        for card in cards
-    )
-    links = " ".join(f'<a href="{path}">{path}</a>' for path in ("/models", "/ready", "/version", "/metrics"))
-    return page(
-        "rl-onoff",
-        f"""<h1>rl-onoff {escape(__version__)}</h1>
-<p>Two models that share a tokenizer, token by token: what each writes (<code>POST /generate</code>), what each believes
-(<code>/distributions</code>), how far apart they are (<code>/divergence</code>), and what they write together when B
-leads only where they differ (<code>/switch-generate</code>).</p>
-<p>The API: <a href="/docs">/docs</a> for reading, <a href="/openapi.json">/openapi.json</a> for programs.</p>
-<table><tr><th>Pair<th>Side<th>Model<th>Backend<th>Vocabulary<th>State</tr>{rows}</table>
-<p>{links}</p>""",
-    )

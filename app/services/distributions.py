@@ -28,6 +28,8 @@ from workers.wire import Array, Rows, Score
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 #: What one id and its value cost as JSON, about.
 _JSON_ENTRY_BYTES = 32
+#: And its text, about.
+_TEXT_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +82,17 @@ class Scores:
         return serialize(tensors, metadata)
 
     def _item(self, item: _Scored) -> ItemDistributions:
+        codec = self.model.pair.codec
         ids = _joined([rows.ids for rows in item.rows if rows.ids is not None]).tolist()
         values = _joined([rows.values for rows in item.rows]).tolist()
         return ItemDistributions(
             token_ids=item.solution,
-            tokens=self.model.pair.codec.pieces(item.solution),
+            tokens=codec.pieces(item.solution),
             token_logprobs=finites(_joined([rows.token_logprobs for rows in item.rows]).tolist()),
-            top=[TopTokens(ids=row, values=finites(best)) for row, best in zip(ids, values, strict=True)],
+            top=[
+                TopTokens(ids=row, values=finites(best), tokens=codec.pieces(row) if self.request.texts else None)
+                for row, best in zip(ids, values, strict=True)
+            ],
             entropy=_joined([rows.entropy for rows in item.rows]).tolist(),
             tail=_joined([rows.tail for rows in item.rows if rows.tail is not None]).tolist(),
         )
@@ -145,6 +151,7 @@ def _check_budget(request: DistributionsRequest, jobs: list[Score], vocab_size: 
     positions = sum(len(job.ids) - job.start for job in jobs)
     width = vocab_size if request.top_k is None else request.top_k
     entry = _ITEM_BYTES[request.dtype] + (8 if request.top_k is not None else 0) if binary else _JSON_ENTRY_BYTES
+    entry += _TEXT_BYTES if request.texts and not binary else 0
     if positions * width * entry > limit:
         fit = limit // (width * entry)
         raise LimitExceeded(

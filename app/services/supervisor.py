@@ -181,6 +181,7 @@ class PairWorker:
             suspected = link.lost.is_set()
             try:
                 health = await link.health()
+                self._telemetry.active.labels(self.config.name).set(health.active)
                 if suspected:  # only an answer asked for since then tells that it lives
                     link.lost.clear()
             except WorkerUnavailable:

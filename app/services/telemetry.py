@@ -1,8 +1,8 @@
-"""Prometheus counters of what the models did, fed by the frames that pass the link."""
+"""Prometheus metrics of what the models did, fed by the frames that pass the link."""
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from workers.wire import Frame, Tokens, Usage
 
@@ -27,6 +27,12 @@ class Telemetry:
         self.switches = counter("switches", "Changes of the lead within a generation")
         self.restarts = counter("worker_restarts", "Workers that died and were started again")
         self.resumed = counter("resumed", "Requests that went on with another worker after the death of theirs")
+        self.active = Gauge(
+            "rl_onoff_worker_active",
+            "Requests the worker had in hand at its last heartbeat",
+            ("pair",),
+            registry=self.registry,
+        )
         self.lookahead = {name: counter(name, text) for name, text in _LOOKAHEAD.items()}
 
     def page(self) -> bytes:

@@ -48,6 +48,8 @@ from rl_onoff.schemas.divergence import (
 from rl_onoff.schemas.generate import Generated, GenerateRequest, GenerateResponse, GenerateToken, TokenLogprobs
 from rl_onoff.schemas.switch import Receipt, Switch, SwitchRequest, SwitchResponse, SwitchToken
 from rl_onoff.schemas.system import (
+    Example,
+    ExamplesResponse,
     HealthResponse,
     ModelCard,
     ModelsResponse,
@@ -70,6 +72,8 @@ __all__ = [
     "DivergenceRequest",
     "DivergenceResponse",
     "DivergenceSummary",
+    "Example",
+    "ExamplesResponse",
     "FinishReason",
     "GenerateRequest",
     "GenerateResponse",

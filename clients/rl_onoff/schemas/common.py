@@ -100,6 +100,7 @@ class TopTokens(Response):
 
     ids: list[int]
     values: list[float | None]
+    tokens: list[str] | None = Field(default=None, description="their texts, if asked for (`texts` of /distributions)")
 
 
 FinishReason = Literal["stop", "length"]

@@ -19,6 +19,7 @@ class DistributionsRequest(Request):
     top_k: int | None = Field(
         default=None, ge=1, le=MAX_INT, description="null: the full vocabulary (binary answers only)"
     )
+    texts: bool = Field(default=False, description="also the text of every token in `top` (JSON answers only)")
     temperature: float = Field(default=1.0, ge=MIN_TEMPERATURE, le=1e6)
     dtype: RowDtype = Field(default="float32", description="of the values in a binary answer")
 

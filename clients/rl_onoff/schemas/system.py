@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import Field
+
 from rl_onoff.policy import Lead
 from rl_onoff.schemas.common import Response
 
@@ -41,6 +43,15 @@ class PairCard(Response):
 class ModelsResponse(Response):
     models: list[ModelCard]
     pairs: list[PairCard]
+
+
+class Example(Response):
+    prompt: str
+    reference: str | None = Field(default=None, description="the right answer, where there is one")
+
+
+class ExamplesResponse(Response):
+    pairs: dict[str, list[Example]] = Field(description="by the pair's name")
 
 
 class HealthResponse(Response):
