@@ -11,6 +11,7 @@ from fastapi.responses import HTMLResponse
 
 from app.deps import ServiceDep
 from app.docs import docs_page
+from app.routes.problems import PROBLEMS
 from app.services.examples import MOST, read_examples
 from rl_onoff.schemas import ExamplesResponse, HealthResponse, ModelsResponse, ReadyResponse, VersionResponse
 from rl_onoff.version import __version__
@@ -23,7 +24,7 @@ async def get_models(service: ServiceDep) -> ModelsResponse:
     return service.registry.cards()
 
 
-@router.get("/examples", summary="Problems to try each pair on")
+@router.get("/examples", responses=PROBLEMS, summary="Problems to try each pair on")
 async def get_examples(
     service: ServiceDep, limit: Annotated[int, Query(ge=1, le=MOST, description="for each pair")] = 100
 ) -> ExamplesResponse:

@@ -22,7 +22,7 @@ from app.services.registry import Registry, ServedModel
 from app.services.rowstream import RowStream
 from app.services.safetensors import MEDIA_TYPE, Tensor, serialize
 from rl_onoff.errors import InternalError, LimitExceeded, NotAcceptable
-from rl_onoff.schemas import CacheUse, DistributionsRequest, DistributionsResponse, ItemDistributions, TopTokens
+from rl_onoff.schemas import CacheUse, DistributionsRequest, DistributionsResponse, ItemDistributions, TopTexts
 from workers.wire import Array, Rows, Score
 
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -90,7 +90,7 @@ class Scores:
             tokens=codec.pieces(item.solution),
             token_logprobs=finites(_joined([rows.token_logprobs for rows in item.rows]).tolist()),
             top=[
-                TopTokens(ids=row, values=finites(best), tokens=codec.pieces(row) if self.request.texts else None)
+                TopTexts(ids=row, values=finites(best), tokens=codec.pieces(row) if self.request.texts else None)
                 for row, best in zip(ids, values, strict=True)
             ],
             entropy=_joined([rows.entropy for rows in item.rows]).tolist(),

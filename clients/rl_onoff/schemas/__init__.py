@@ -35,6 +35,7 @@ from rl_onoff.schemas.distributions import (
     ItemDistributions,
     RowDtype,
     RowKind,
+    TopTexts,
 )
 from rl_onoff.schemas.divergence import (
     DivergenceRequest,
@@ -110,6 +111,7 @@ __all__ = [
     "Text",
     "TokenId",
     "TokenLogprobs",
+    "TopTexts",
     "TopTokens",
     "Usage",
     "VersionResponse",

@@ -100,7 +100,6 @@ class TopTokens(Response):
 
     ids: list[int]
     values: list[float | None]
-    tokens: list[str] | None = Field(default=None, description="their texts, if asked for (`texts` of /distributions)")
 
 
 FinishReason = Literal["stop", "length"]

@@ -24,11 +24,15 @@ class DistributionsRequest(Request):
     dtype: RowDtype = Field(default="float32", description="of the values in a binary answer")
 
 
+class TopTexts(TopTokens):
+    tokens: list[str] | None = Field(default=None, description="their texts, if asked for")
+
+
 class ItemDistributions(Response):
     token_ids: list[int]
     tokens: list[str]
     token_logprobs: list[float | None]
-    top: list[TopTokens]
+    top: list[TopTexts]
     entropy: list[float]
     tail: list[float] = Field(default=[], description="probability of all tokens that are not in `top`")
 
