@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -16,6 +17,9 @@ from app.services.interleave import interleave
 from app.services.nulls import finite, finites
 from app.services.prompts import prompt_ids, tokens_to_generate, within
 from app.services.registry import Registry, ServedModel
+from rl_onoff.errors import InvalidField, MissingDependency
+from rl_onoff.metrics import Metric, find
+from rl_onoff.metrics.registry import MODEL_METRICS
 from rl_onoff.philox import derive_seed
 from rl_onoff.schemas import Generated, GenerateRequest, GenerateResponse, GenerateToken, TokenLogprobs
 from workers.wire import Generate
@@ -31,6 +35,61 @@ class _Sample:
     seed: int
     ids: list[int]
     max_tokens: int
+
+
+class _Metrics:
+    """The metrics asked for: perplexity from log-probabilities, all others from texts."""
+
+    def __init__(self, request: GenerateRequest) -> None:
+        self._names = request.metrics
+        self._references = request.references
+        self._of_texts = {
+            name: _metric(index, name, request.references)
+            for index, name in enumerate(request.metrics)
+            if name not in MODEL_METRICS
+        }
+
+    def scores(self, sample: _Sample, generation: Generation) -> dict[str, float | None]:
+        """The scores of one sample. It may take a while: not for the event loop."""
+        reference = None if self._references is None else self._references[sample.prompt_index]
+        return {
+            name: self._of_texts[name].checked(generation.text, reference)
+            if name in self._of_texts
+            else _perplexity(generation.logprobs)
+            for name in self._names
+        }
+
+    def overall(self, samples: list[_Sample], generations: list[Generation]) -> dict[str, float | None]:
+        """Over all samples: perplexity over all tokens, BLEU the corpus's, the mean of the others."""
+        found: dict[str, float | None] = {}
+        for name in self._names:
+            if name in self._of_texts:
+                found[name] = self._corpus(self._of_texts[name], samples, generations)
+            else:
+                found[name] = _perplexity([value for each in generations for value in each.logprobs])
+        return found
+
+    def _corpus(self, metric: Metric, samples: list[_Sample], generations: list[Generation]) -> float:
+        references = [None if self._references is None else self._references[each.prompt_index] for each in samples]
+        sums = [
+            metric.sums(generation.text, reference)
+            for generation, reference in zip(generations, references, strict=True)
+        ]
+        return metric.combine([sum(column) for column in zip(*sums, strict=True)])
+
+
+def _metric(index: int, name: str, references: list[str] | None) -> Metric:
+    """The metric of this name, if the service has it and the request what it needs."""
+    try:
+        metric = find(name)
+    except InvalidField as error:
+        found = error.extensions["errors"][0]["message"]
+        raise InvalidField(found, field=f"metrics.{index}") from None
+    except MissingDependency as error:
+        raise InvalidField(f"the service cannot compute it: {error.detail}", field=f"metrics.{index}") from error
+    if metric.needs_reference and references is None:
+        raise InvalidField(f"{name} needs references, one per prompt", field="references")
+    return metric
 
 
 async def start(request: GenerateRequest, registry: Registry, limits: Limits) -> AsyncGenerator[Event, None]:
@@ -55,11 +114,12 @@ async def start(request: GenerateRequest, registry: Registry, limits: Limits) ->
         within(request.logprobs, codec.vocab_size, "logprobs", "tokens")
         entries = sum(sample.max_tokens for sample in samples) * (request.logprobs + 1)
         within(entries * _ENTRY_BYTES, limits.row_bytes, "logprobs", "bytes of log-probabilities")
-    return _events(request, model, samples, sum(map(len, prompts)))
+    metrics = await asyncio.to_thread(_Metrics, request)  # libraries are imported at first use
+    return _events(request, model, samples, sum(map(len, prompts)), metrics)
 
 
 async def _events(
-    request: GenerateRequest, model: ServedModel, samples: list[_Sample], prompt_tokens: int
+    request: GenerateRequest, model: ServedModel, samples: list[_Sample], prompt_tokens: int, metrics: _Metrics
 ) -> AsyncGenerator[Event, None]:
     generations = [_generation(request, model, sample) for sample in samples]
     sources = [partial(_tokens, sample, generation) for sample, generation in zip(samples, generations, strict=True)]
@@ -68,12 +128,14 @@ async def _events(
         async for token in tokens:
             yield Event("token", token, count)
             count += 1
-    results = [_result(request, sample, generation) for sample, generation in zip(samples, generations, strict=True)]
+    pairs = list(zip(samples, generations, strict=True))
+    scores = await asyncio.to_thread(lambda: [metrics.scores(*pair) for pair in pairs])
+    results = [_result(request, *pair, found) for pair, found in zip(pairs, scores, strict=True)]
     response = GenerateResponse(
         id=new_id("gen"),
         model=model.name,
         results=results,
-        metrics=_overall(request, results, generations),
+        metrics=await asyncio.to_thread(metrics.overall, samples, generations),
         usage=total_usage(prompt_tokens, generations),
     )
     yield Event("done", response)
@@ -107,17 +169,13 @@ async def _tokens(sample: _Sample, generation: Generation) -> AsyncGenerator[Gen
             )
 
 
-def _result(request: GenerateRequest, sample: _Sample, generation: Generation) -> Generated:
+def _result(
+    request: GenerateRequest, sample: _Sample, generation: Generation, metrics: dict[str, float | None]
+) -> Generated:
     logprobs = None
     if request.logprobs is not None:
         top = generation.top if request.logprobs else []
         logprobs = TokenLogprobs(token_logprobs=finites(generation.logprobs), top=top)
-    metrics: dict[str, float | None] = {}
-    if "exact_match" in request.metrics and request.references is not None:
-        reference = request.references[sample.prompt_index]
-        metrics["exact_match"] = float(generation.text.strip() == reference.strip())
-    if "perplexity" in request.metrics:
-        metrics["perplexity"] = _perplexity(generation.logprobs)
     return Generated(
         prompt_index=sample.prompt_index,
         index=sample.index,
@@ -128,18 +186,6 @@ def _result(request: GenerateRequest, sample: _Sample, generation: Generation) -
         logprobs=logprobs,
         metrics=metrics,
     )
-
-
-def _overall(
-    request: GenerateRequest, results: list[Generated], generations: list[Generation]
-) -> dict[str, float | None]:
-    """exact_match: the mean over samples; perplexity: over all tokens."""
-    overall: dict[str, float | None] = {}
-    if "exact_match" in request.metrics:
-        overall["exact_match"] = sum(result.metrics["exact_match"] or 0.0 for result in results) / len(results)
-    if "perplexity" in request.metrics:
-        overall["perplexity"] = _perplexity([value for each in generations for value in each.logprobs])
-    return overall
 
 
 def _perplexity(logprobs: list[float]) -> float | None:

@@ -17,9 +17,12 @@ from workers.wire import Done, Generate, SamplingParams, SwitchGenerate, Tokens,
 
 
 class Generation:
-    """Iterate `pieces` to its end; then the record is whole. Lists have one entry per token, or are empty."""
+    """Iterate `pieces` to its end; then the record is whole. Lists have one entry per token, or are empty.
 
-    def __init__(self, pair: LoadedPair, job: Generate | SwitchGenerate, text: TextStream) -> None:
+    `given` tokens went into `text` before: their pieces are no part of this.
+    """
+
+    def __init__(self, pair: LoadedPair, job: Generate | SwitchGenerate, text: TextStream, *, given: int = 0) -> None:
         self.token_ids: list[int] = []
         self.leads: list[str] = []
         self.values: dict[str, list[float | None]] = {}
@@ -27,14 +30,15 @@ class Generation:
         self.top: list[TopTokens] = []
         self.usage = Usage()
         self.finish_reason: FinishReason = "length"
-        self._texts: list[str] = []
+        self.tokens: list[str] = []
+        self._given = given
         self._pair = pair
         self._job = job
         self._stream = text
 
     @property
     def text(self) -> str:
-        return "".join(self._texts)
+        return "".join(self.tokens)
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """Every token with its text, as soon as that is certain. Ends the worker's job at a stop string."""
@@ -49,17 +53,20 @@ class Generation:
                 self.usage = frame.usage
                 for index in range(len(frame.ids)):
                     self._record(frame, index)
-                    for piece in self._stream.push(frame.ids[index]):
-                        self._texts.append(piece.text)
+                    for piece in self._own(self._stream.push(frame.ids[index])):
                         yield piece
                     if self._stream.stopped:
                         self.finish_reason = "stop"
                         return
-        for piece in self._stream.finish():
-            self._texts.append(piece.text)
+        for piece in self._own(self._stream.finish()):
             yield piece
         if self._stream.stopped:
             self.finish_reason = "stop"
+
+    def _own(self, pieces: list[Piece]) -> list[Piece]:
+        own = [Piece(piece.index - self._given, piece.id, piece.text) for piece in pieces if piece.index >= self._given]
+        self.tokens += [piece.text for piece in own]
+        return own
 
     def _record(self, frame: Tokens, index: int) -> None:
         self.token_ids.append(frame.ids[index])

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import asdict
 
 from app.services.events import Event
 from app.services.generation import Generation, drawn_seed, sampling_params, total_usage
 from app.services.ids import new_id
 from app.services.prompts import prompt_ids, tokens_to_generate
 from app.services.registry import Registry, ServedPair
-from rl_onoff.policy import AlwaysB, Lead, Policy, initial_state
+from rl_onoff.errors import InvalidField
+from rl_onoff.policy import AlwaysB, Lead, Policy, initial_state, state_after
 from rl_onoff.schemas import Receipt, Switch, SwitchRequest, SwitchResponse, SwitchToken
 from rl_onoff.version import __version__
 from workers.wire import SwitchGenerate
@@ -21,17 +23,19 @@ async def start(request: SwitchRequest, registry: Registry) -> AsyncGenerator[Ev
     served = registry.pair(request.a, request.b)
     codec = served.pair.codec
     ids = await prompt_ids(request, codec, codec.template_side(served.side_a))
-    max_tokens = tokens_to_generate(request.sampling, codec, len(ids), "sampling.max_tokens")
+    given = [] if request.given is None else codec.ids(request.given.token_ids, "given.token_ids")
+    max_tokens = tokens_to_generate(request.sampling, codec, len(ids) + len(given), "sampling.max_tokens")
     settled = {"seed": drawn_seed(request.sampling), "max_tokens": max_tokens}
     request = request.model_copy(update={"sampling": request.sampling.model_copy(update=settled)})
-    return _events(request, served, ids)
+    return _events(request, served, ids, _generation(request, served, ids, given))
 
 
-async def _events(request: SwitchRequest, served: ServedPair, ids: list[int]) -> AsyncGenerator[Event, None]:
-    generation = _generation(request, served, ids)
+async def _events(
+    request: SwitchRequest, served: ServedPair, ids: list[int], generation: Generation
+) -> AsyncGenerator[Event, None]:
     watched = request.policy.watched
     switches: list[Switch] = []
-    lead = first_lead(request.policy)
+    lead = first_lead(request.policy) if request.given is None else _lead(request.given.leads[-1])
     async with aclosing(generation.pieces()) as pieces:
         async for piece in pieces:
             now = _lead(generation.leads[piece.index])
@@ -45,11 +49,12 @@ async def _events(request: SwitchRequest, served: ServedPair, ids: list[int]) ->
     yield Event("done", _response(request, served, ids, generation, switches))
 
 
-def _generation(request: SwitchRequest, served: ServedPair, ids: list[int]) -> Generation:
+def _generation(request: SwitchRequest, served: ServedPair, ids: list[int], given: list[int]) -> Generation:
     sampling = request.sampling
     info = served.pair.info
+    state = None if request.given is None else state_after(request.policy, map(_lead, request.given.leads))
     job = SwitchGenerate(
-        ids=ids,
+        ids=[*ids, *given],
         max_tokens=sampling.max_tokens,
         sampling=sampling_params(sampling, sampling.seed or 0),
         policy=request.policy.model_dump(mode="json"),
@@ -57,9 +62,16 @@ def _generation(request: SwitchRequest, served: ServedPair, ids: list[int]) -> G
         ignore_eos=sampling.ignore_eos,
         lookahead=None if request.lookahead == "auto" else request.lookahead,
         swapped=served.swapped,
+        state=None if state is None else asdict(state),
     )
     ends = () if sampling.ignore_eos else (*info.a.eos_ids, *info.b.eos_ids)
-    return Generation(served.pair, job, served.pair.codec.stream(ends=ends, stop=sampling.stop))
+    stream = served.pair.codec.stream(ends=ends, stop=sampling.stop)
+    for index, token in enumerate(given):
+        stream.push(token)
+        if token in ends or stream.stopped:
+            reason = "an end-of-sequence token" if token in ends else "a stop string"
+            raise InvalidField(f"nothing can follow: {reason} ends here", field=f"given.token_ids.{index}")
+    return Generation(served.pair, job, stream, given=len(given))
 
 
 def first_lead(policy: Policy) -> Lead:
@@ -81,6 +93,7 @@ def _response(
         b=served.names[1],
         text=generation.text,
         token_ids=generation.token_ids,
+        tokens=generation.tokens,
         leads="".join(generation.leads),
         divergences=generation.values[request.policy.watched],
         measure=request.policy.watched,
@@ -90,7 +103,7 @@ def _response(
         finish_reason=generation.finish_reason,
         seed=request.sampling.seed or 0,
         decisions_within_noise=generation.usage.within_noise,
-        usage=total_usage(len(ids), [generation]),
+        usage=total_usage(len(ids) + (0 if request.given is None else len(request.given.token_ids)), [generation]),
         receipt=Receipt(
             version=__version__,
             a=served.names[0],
@@ -98,6 +111,7 @@ def _response(
             a_fingerprint=a.fingerprint,
             b_fingerprint=b.fingerprint,
             prompt_ids=ids,
+            given=request.given,
             policy=request.policy,
             sampling=request.sampling,
         ),

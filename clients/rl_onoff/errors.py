@@ -29,6 +29,10 @@ again from it.
     │   └── DeadlineExceeded         504  (retryable)
     ├── TransportError               no HTTP answer came at all (SDK only, retryable)
     ├── StreamTruncated              a stream ended without `done` or `error` (SDK only, retryable)
+    ├── RunError                     a run over a data set cannot go on (SDK and CLI only)
+    │   ├── DataError                the data set cannot be read as asked: which row and column, and why
+    │   ├── RunMismatch              the folder holds a run of another configuration
+    │   └── RunLocked                another process writes to the folder (retryable)
     └── LoadError                    a model or pair cannot be served (operator)
         ├── ConfigurationError       the configuration is wrong
         ├── PairMismatch             the two models do not share a tokenizer
@@ -184,6 +188,22 @@ class TransportError(OnOffError):
 
 class StreamTruncated(OnOffError):
     slug, title, status, retryable = "stream-truncated", "Stream truncated", 502, True
+
+
+class RunError(OnOffError):
+    slug, title, status = "run-error", "The run cannot go on", 400
+
+
+class DataError(RunError):
+    slug, title = "data-error", "Bad data"
+
+
+class RunMismatch(RunError):
+    slug, title = "run-mismatch", "Another run"
+
+
+class RunLocked(RunError):
+    slug, title, status, retryable = "run-locked", "In use", 409, True
 
 
 class LoadError(OnOffError):

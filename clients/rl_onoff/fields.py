@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rl_onoff.policy import Policy
-from rl_onoff.schemas import Item, Message, RowDtype, RowKind, Sampling
+from rl_onoff.schemas import Given, Item, Message, RowDtype, RowKind, Sampling
 
 Integer = int | np.integer[Any]
 Real = float | Integer | np.floating[Any]
@@ -46,7 +46,7 @@ class GenerateFields(SamplingFields, total=False):
     messages: Sequence[MessageLike] | None
     sampling: Sampling | SamplingFields | None
     logprobs: Integer | None
-    metrics: Sequence[Literal["exact_match", "perplexity"]]
+    metrics: Sequence[str]
     references: Sequence[str] | None
 
 
@@ -81,6 +81,7 @@ class SwitchFields(SamplingFields, total=False):
     b: str | None
     prompt_ids: IdsLike | None
     messages: Sequence[MessageLike] | None
+    given: Given | Mapping[str, Any] | None
     policy: PolicyLike
     sampling: Sampling | SamplingFields | None
     lookahead: Literal["auto"] | Integer

@@ -301,3 +301,62 @@ def test_models_that_exclude_each_others_tokens_have_no_perplexity_ratio(http: h
     assert response.status_code == 200, response.text
     perplexity = response.json()["summary"]["perplexity"]
     assert (perplexity["a"], perplexity["b"], perplexity["ratio"]) == (None, None, None)
+
+
+def test_generate_takes_any_metric_of_texts(http: httpx.Client) -> None:
+    """The values are those of the libraries; a corpus's is its own, not the mean."""
+    from rl_onoff.metrics import find
+
+    references = ["ab", "b c"]
+    answer = post(
+        http,
+        "/generate",
+        model="base",
+        prompts=["b", "b"],
+        sampling={"temperature": 0, "max_tokens": 2},
+        metrics=["rougeL", "bleu", "length", "exact_match:words"],
+        references=references,
+    )
+    for result, reference in zip(answer["results"], references, strict=True):
+        expected = {name: find(name).score(result["text"], reference) for name in result["metrics"]}
+        assert result["metrics"] == expected
+        assert len(expected) == 4
+    sums = [
+        find("bleu").sums(result["text"], reference)
+        for result, reference in zip(answer["results"], references, strict=True)
+    ]
+    assert answer["metrics"]["bleu"] == find("bleu").combine([sum(column) for column in zip(*sums, strict=True)])
+    assert answer["metrics"]["exact_match:words"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"kind": "divergence", "on": 0.05, "min_dwell": 3},
+        {"kind": "divergence", "on": 0.2, "off": 0.01, "max_b_fraction": 0.4},
+        {"kind": "random", "rate": 0.4},
+        {"kind": "schedule", "positions": [1, 2, 7, 9]},
+    ],
+)
+def test_a_run_goes_on_after_given_tokens_as_if_it_had_written_them(http: httpx.Client, policy: Any) -> None:
+    sampling = {"max_tokens": 24, "seed": 11, "ignore_eos": True}
+    whole = post(http, "/switch-generate", prompt="b", policy=policy, sampling=sampling, measures=["entropy_a"])
+    assert "".join(whole["tokens"]) == whole["text"]
+    for cut in (1, 4, 8, 23):
+        given = {"token_ids": whole["token_ids"][:cut], "leads": whole["leads"][:cut]}
+        rest = post(
+            http,
+            "/switch-generate",
+            prompt="b",
+            given=given,
+            policy=policy,
+            sampling={**sampling, "max_tokens": 24 - cut},
+            measures=["entropy_a"],
+        )
+        assert rest["token_ids"] == whole["token_ids"][cut:]
+        assert rest["leads"] == whole["leads"][cut:]
+        assert rest["tokens"] == whole["tokens"][cut:]
+        assert rest["divergences"] == pytest.approx(whole["divergences"][cut:])
+        later = [{**switch, "position": switch["position"] - cut} for switch in whole["switches"]]
+        assert [s["position"] for s in rest["switches"]] == [s["position"] for s in later if s["position"] >= 0]
+        assert rest["receipt"]["given"] == given

@@ -1,21 +1,31 @@
 """The command line: `rl-onoff`.
 
 Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 failed (or the reader of the output left),
-2 wrong usage or a request that has to be changed, 74 output that cannot be written.
+2 wrong usage, or a request or data that have to be changed, 74 output that cannot be written, 75 another process writes
+to the same run.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from typer.core import TyperGroup
 
-from rl_onoff.cli import check_pair, demo, serve, switch
+from rl_onoff.cli import check_pair, demo, distributions, divergence, sample, serve, switch
 from rl_onoff.cli.console import messages
 from rl_onoff.cli.output import written
-from rl_onoff.errors import OnOffError, RequestError
+from rl_onoff.errors import OnOffError, RequestError, RunError, RunLocked
 from rl_onoff.version import __version__
+
+#: `EX_TEMPFAIL` of sysexits.h.
+_IN_USE: Final = 75
+
+
+def _exit_code(error: OnOffError) -> int:
+    if isinstance(error, RunLocked):
+        return _IN_USE
+    return 2 if isinstance(error, RequestError | RunError) and not error.retryable else 1
 
 
 class _Commands(TyperGroup):
@@ -26,7 +36,7 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except OnOffError as error:
             messages().print(f"rl-onoff: {error.detail}", style="red", markup=False)
-            raise typer.Exit(2 if isinstance(error, RequestError) and not error.retryable else 1) from error
+            raise typer.Exit(_exit_code(error)) from error
 
     def main(self, *args: Any, **options: Any) -> Any:
         with written():
@@ -59,5 +69,8 @@ def _root(
 
 app.command()(serve.serve)
 app.command()(demo.demo)
+app.command()(sample.sample)
+app.command()(distributions.distributions)
+app.command()(divergence.divergence)
 app.command()(switch.switch)
 app.command()(check_pair.check_pair)

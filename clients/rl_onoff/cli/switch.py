@@ -1,23 +1,30 @@
-"""`rl-onoff switch`: switched generation, token by token on the terminal."""
+"""`rl-onoff switch`: switched generation, token by token on the terminal, or over a data set."""
 
 from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 
+from rl_onoff.cli import dataset
 from rl_onoff.cli.console import RETRY_SECONDS, URL, ApiKey, Url, messages, results
 from rl_onoff.cli.tokens import TokenPrinter, closing_line, low_means_apart
 from rl_onoff.client import Client
+from rl_onoff.data import Columns, Prompting
 from rl_onoff.errors import ConfigurationError
 from rl_onoff.fields import SwitchFields
+from rl_onoff.kinds import parse_policy
+from rl_onoff.runs import SwitchTask, summarise
 from rl_onoff.schemas import Switch, SwitchToken
 
 
 def switch(
-    prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from stdin, without its last newline.")],
+    prompt: Annotated[
+        str | None, typer.Argument(help="The prompt; - reads it from stdin, without its last newline. Or --data.")
+    ] = None,
     on: Annotated[
         float | None,
         typer.Option(help="B leads beyond this value of what the policy watches. Default: 0.1 nats of JS divergence."),
@@ -40,10 +47,43 @@ def switch(
     ] = "divergence",
     temperature: Annotated[float | None, typer.Option(min=0, help="0: the best token. Default: 1.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Default: 256.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Default: drawn, and reported.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Default: drawn, and reported; with --data 0.")] = None,
     a: Annotated[str | None, typer.Option("--a", help="Model A, where several pairs are served.")] = None,
     b: Annotated[str | None, typer.Option("--b", help="Model B.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the whole result as JSON, at the end.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the whole result as JSON, at the end; of --data --output the summary.")
+    ] = False,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            "-d",
+            help="Instead of a prompt a data set: the options from here on are for it.",
+            show_default=False,
+        ),
+    ] = None,
+    metric: dataset.MetricNames = None,
+    n: dataset.Samples = 1,
+    record: Annotated[
+        list[str] | None, typer.Option(help="Measures recorded for every token beside the policy's. May be repeated.")
+    ] = None,
+    top_p: dataset.TopP = None,
+    top_k: dataset.TopK = None,
+    min_p: dataset.MinP = None,
+    stop: dataset.Stop = None,
+    output: dataset.Output = None,
+    resume: dataset.Resume = False,
+    limit: dataset.Limit = None,
+    concurrency: dataset.Concurrency = 16,
+    skip_bad: dataset.SkipBad = False,
+    id_column: dataset.IdColumn = None,
+    prompt_column: dataset.PromptColumn = None,
+    reference_column: dataset.ReferenceColumn = None,
+    reference_after: dataset.ReferenceAfter = None,
+    template: dataset.Template = None,
+    chat: dataset.Chat = False,
+    system: dataset.System = None,
+    wait: dataset.Wait = 600.0,
     url: Url = URL,
     api_key: ApiKey = None,
 ) -> None:
@@ -52,9 +92,29 @@ def switch(
     A's tokens are plain, B's bold; the warmer the background the further the models are apart, by what the policy
     watches.
     """
-    text = _stdin() if prompt == "-" else prompt
+    if (prompt is None) == (data is None):
+        raise typer.BadParameter("give a prompt, or a data set with --data")
     rule = {"on": on, "off": off, "min_dwell": min_dwell, "max_b_fraction": max_b_fraction, "measure": measure}
     chosen = _policy(policy, rule)
+    filters = dataset.sampling(top_p=top_p, top_k=top_k, min_p=min_p, stop=stop)
+    if data is not None:
+        parse_policy(chosen)  # wrong before the data set is read, not after
+        task = SwitchTask(
+            a=a,
+            b=b,
+            policy=chosen,
+            n=n,
+            seed=seed or 0,
+            sampling=dataset.sampling(temperature=temperature, max_tokens=max_tokens) | filters,
+            measures=tuple(record or ()),
+            metrics=tuple(metric or ()),
+        )
+        columns = Columns(id=id_column, prompt=prompt_column, reference=reference_column)
+        prompting = Prompting(template, chat, system, reference_after)
+        job = dataset.Job(task, data, output, resume, limit, concurrency, skip_bad, columns, prompting, wait, as_json)
+        job.run(url, api_key, partial(summarise, metrics=task.metrics))
+        return
+    text = _stdin() if prompt == "-" else prompt or ""
     fields: SwitchFields = {"a": a, "b": b, "policy": chosen}
     if temperature is not None:
         fields["temperature"] = temperature

@@ -47,7 +47,7 @@ from rl_onoff.schemas.divergence import (
     StatisticsOut,
 )
 from rl_onoff.schemas.generate import Generated, GenerateRequest, GenerateResponse, GenerateToken, TokenLogprobs
-from rl_onoff.schemas.switch import Receipt, Switch, SwitchRequest, SwitchResponse, SwitchToken
+from rl_onoff.schemas.switch import Given, Receipt, Switch, SwitchRequest, SwitchResponse, SwitchToken
 from rl_onoff.schemas.system import (
     Example,
     ExamplesResponse,
@@ -80,6 +80,7 @@ __all__ = [
     "GenerateResponse",
     "GenerateToken",
     "Generated",
+    "Given",
     "HealthResponse",
     "Ids",
     "Item",

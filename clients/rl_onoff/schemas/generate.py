@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from rl_onoff.schemas.common import (
     MAX_ENTRIES,
@@ -22,6 +22,9 @@ from rl_onoff.schemas.common import (
     fault,
 )
 
+#: Which there are is the service's to say: it may have more than this installation (`rl_onoff.metrics`).
+MetricName = Annotated[str, StringConstraints(min_length=1, max_length=100)]
+
 
 class GenerateRequest(Request):
     model: str
@@ -33,9 +36,13 @@ class GenerateRequest(Request):
     logprobs: int | None = Field(
         default=None, ge=0, le=MAX_INT, description="also the k most likely tokens at every position"
     )
-    metrics: Annotated[list[Literal["exact_match", "perplexity"]], Field(fail_fast=True, max_length=16)] = []
+    metrics: Annotated[list[MetricName], Field(fail_fast=True, max_length=16)] = Field(
+        default=[],
+        description="perplexity (the model's own), or a metric of texts: exact_match, exact_match:number, bleu, rougeL, "
+        "math, length, ..., or one the service has registered",
+    )
     references: Annotated[list[str], Field(fail_fast=True, max_length=MAX_ENTRIES)] | None = Field(
-        default=None, description="one per prompt, for exact_match"
+        default=None, description="one per prompt, for the metrics that compare with one"
     )
     stream: bool = False
 

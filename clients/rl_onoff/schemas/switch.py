@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from rl_onoff.kinds import AnyPolicy
 from rl_onoff.policy import DivergencePolicy, Lead
 from rl_onoff.schemas.common import (
+    MAX_IDS,
     FinishReason,
     Ids,
     Messages,
@@ -23,12 +24,30 @@ from rl_onoff.schemas.common import (
 )
 
 
+class Given(Request):
+    """Tokens that were written after the prompt already, and who led each.
+
+    The run goes on after them: with the noise of their positions, the policy's state, stop strings and detokenisation
+    as though it had written them. All of the answer, and `max_tokens`, is about the tokens that follow.
+    """
+
+    token_ids: Ids
+    leads: Annotated[str, StringConstraints(pattern="^[ab]+$", max_length=MAX_IDS)]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Given:
+        if len(self.leads) != len(self.token_ids):
+            raise ValueError(f"{len(self.leads)} leads for {len(self.token_ids)} tokens")
+        return self
+
+
 class SwitchRequest(Request):
     a: str | None = Field(default=None, description="default: the model that leads the only pair served")
     b: str | None = None
     prompt: Text | None = None
     prompt_ids: Ids | None = None
     messages: Messages | None = None
+    given: Given | None = Field(default=None, description="tokens already written: the run goes on after them")
     policy: AnyPolicy = DivergencePolicy()
     sampling: Sampling = Sampling()
     lookahead: Literal["auto"] | Annotated[int, Field(ge=0, le=64)] = Field(
@@ -59,8 +78,8 @@ class Switch(Response):
 class Receipt(Response):
     """All it takes to get the same tokens again from this pair: its models in the roles they had, and what they did.
 
-    With the same `a` and `b`, `prompt_ids`, `policy` and `sampling` a request repeats the run; the fingerprints tell
-    whether the models are still the same.
+    With the same `a` and `b`, `prompt_ids`, `given`, `policy` and `sampling` a request repeats the run; the fingerprints
+    tell whether the models are still the same.
     """
 
     version: str
@@ -69,6 +88,7 @@ class Receipt(Response):
     a_fingerprint: str
     b_fingerprint: str
     prompt_ids: list[int]
+    given: Given | None = None
     policy: AnyPolicy
     sampling: Sampling
 
@@ -79,6 +99,7 @@ class SwitchResponse(Response):
     b: str
     text: str
     token_ids: list[int]
+    tokens: list[str] = Field(default=[], description="the text of each; joined they are `text`")
     leads: str = Field(description="one letter per token", pattern="^[ab]*$")
     divergences: list[float | None] = Field(description="the watched measure at every token; null: infinite")
     measure: str

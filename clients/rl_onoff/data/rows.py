@@ -1,0 +1,246 @@
+"""Rows: what a request is made of, checked before it is sent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
+from importlib import import_module
+from itertools import islice
+from typing import Any
+
+from rl_onoff.data.columns import Columns
+from rl_onoff.data.sources import Broken, Raw, Source
+from rl_onoff.errors import DataError, MissingDependency
+from rl_onoff.philox import derive_seed
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row, ready to be sent. `where` is for messages. Ids win over text where both are there."""
+
+    id: str
+    where: str
+    prompt: str | None = None
+    messages: list[dict[str, str]] | None = None
+    prompt_ids: list[int] | None = None
+    solution: str | None = None
+    solution_ids: list[int] | None = None
+    reference: str | None = None
+
+    @property
+    def start(self) -> dict[str, Any]:
+        """The fields of a generation: exactly one of prompt, messages, prompt_ids."""
+        if self.prompt_ids is not None:
+            return {"prompt_ids": self.prompt_ids}
+        return {"messages": self.messages} if self.messages is not None else {"prompt": self.prompt}
+
+    @property
+    def item(self) -> dict[str, Any]:
+        """The fields of an item to be scored."""
+        solution = {"solution_ids": self.solution_ids} if self.solution_ids is not None else {"solution": self.solution}
+        return self.start | solution
+
+    def seed(self, seed: int) -> int:
+        """This row's seed: a function of the run's seed and the row's id, whatever else is in the data set."""
+        digest = blake2b(self.id.encode(), digest_size=8).digest()
+        return derive_seed(seed, int.from_bytes(digest[:4], "big"), int.from_bytes(digest[4:], "big"))
+
+
+@dataclass(frozen=True, slots=True)
+class Prompting:
+    """How a row becomes a prompt: a Jinja template over its columns, and whether it is sent as a chat.
+
+    `reference_after` keeps of a reference what follows the last such mark (`####` in GSM8K).
+    """
+
+    template: str | None = None
+    chat: bool = False
+    system: str | None = None
+    reference_after: str | None = None
+
+
+@dataclass
+class Reader:
+    """The rows of a source. Iterate as often as you like; memory does not grow with what was read, but for its ids.
+
+    `needs` names the roles every row must have: "prompt", "solution", "reference". `limit` counts rows of the source.
+    Columns are settled by the first row; a later row that lacks one is `Broken`. Raises DataError for columns that do
+    not exist at all.
+    """
+
+    source: Source
+    needs: Collection[str] = ("prompt",)
+    columns: Columns = field(default_factory=Columns)
+    prompting: Prompting = field(default_factory=Prompting)
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        self._render = _renderer(self.prompting.template)
+
+    def __iter__(self) -> Iterator[Row | Broken]:
+        columns: Columns | None = None
+        seen: set[bytes] = set()
+        for index, raw in enumerate(islice(self.source, self.limit)):
+            if isinstance(raw, Broken):
+                yield raw
+                continue
+            if columns is None:
+                columns = self._settle(raw)
+            try:
+                row = self._row(raw, columns, index)
+            except _Wrong as wrong:
+                yield Broken(raw.where, str(wrong))
+                continue
+            digest = blake2b(row.id.encode(), digest_size=12).digest()
+            if digest in seen:
+                yield Broken(raw.where, f"the id {row.id!r} occurs a second time")
+                continue
+            seen.add(digest)
+            yield row
+
+    def settled(self) -> Columns:
+        """The columns, as the first row that can be read settles them. Raises DataError where there is none."""
+        for raw in islice(self.source, self.limit):
+            if isinstance(raw, Raw):
+                return self._settle(raw)
+        raise DataError(f"{self.source.name} has no rows")
+
+    def identity(self) -> dict[str, Any]:
+        """What decides which rows come out: the source, the columns and the prompt; not the limit."""
+        return self.source.identity() | {"columns": asdict(self.settled()), "prompting": asdict(self.prompting)}
+
+    def count(self) -> int | None:
+        """How many rows will come, if that is cheap to know."""
+        total = self.source.count()
+        return total if self.limit is None or total is None else min(total, self.limit)
+
+    def _settle(self, first: Raw) -> Columns:
+        columns = self.columns.resolve(first.fields)
+        needs = [role for role in self.needs if not (role == "prompt" and self._render is not None)]
+        if self.source.is_run:
+            needs = [role for role in needs if f"{role}_ids" not in first.fields and "token_ids" not in first.fields]
+        if missing := columns.missing(needs, first.fields):
+            raise DataError(f"{first.where}: {missing}")
+        return columns
+
+    def _row(self, raw: Raw, columns: Columns, index: int) -> Row:
+        fields = raw.fields
+        row_id = str(index) if columns.id is None else _id(fields, columns.id)
+        if self.source.is_run and "sample" in fields:
+            row_id = f"{row_id}#{fields['sample']}"
+        prompt, messages = self._prompt(fields, columns)
+        ids = {"prompt_ids": fields.get("prompt_ids"), "solution_ids": fields.get("token_ids")}
+        solution = None
+        if "solution" in self.needs and not (self.source.is_run and ids["solution_ids"]):
+            solution = _text(fields, columns.solution, "solution")
+        reference = None
+        if columns.reference is not None and (fields.get(columns.reference) is not None or "reference" in self.needs):
+            reference = self._reference(fields, columns.reference)
+        return Row(
+            row_id,
+            raw.where,
+            prompt=prompt,
+            messages=messages,
+            solution=solution,
+            reference=reference,
+            **(ids if self.source.is_run else {}),
+        )
+
+    def _prompt(self, fields: dict[str, Any], columns: Columns) -> tuple[str | None, list[dict[str, str]] | None]:
+        if self._render is None and columns.messages is not None:
+            return None, _messages(fields.get(columns.messages), columns.messages)
+        if self._render is not None:
+            prompt = self._render(fields)
+        elif self.source.is_run and fields.get("prompt_ids"):
+            return None, None
+        else:
+            prompt = _text(fields, columns.prompt, "prompt")
+        if not self.prompting.chat:
+            return prompt, None
+        system = [] if self.prompting.system is None else [{"role": "system", "content": self.prompting.system}]
+        return prompt, [*system, {"role": "user", "content": prompt}]
+
+    def _reference(self, fields: dict[str, Any], column: str) -> str:
+        value = fields.get(column)
+        if isinstance(value, list) and len(value) == 1:
+            value = value[0]
+        if isinstance(value, bool | int | float):
+            value = json.dumps(value)
+        if not isinstance(value, str):
+            raise _Wrong(f"column {column!r}: a reference must be text or a number")
+        mark = self.prompting.reference_after
+        return _encodable(value.rpartition(mark)[2].strip() if mark else value, column)
+
+
+class _Wrong(Exception):
+    """What is wrong with a row."""
+
+
+def _id(fields: dict[str, Any], column: str) -> str:
+    value = fields.get(column)
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise _Wrong(f"column {column!r}: an id must be text or an integer")
+    return _encodable(str(value), column)
+
+
+def _text(fields: dict[str, Any], column: str | None, role: str) -> str:
+    if column is None or column not in fields:
+        raise _Wrong(f"column {column!r} for the {role} is missing")
+    value = fields[column]
+    if not isinstance(value, str):
+        raise _Wrong(f"column {column!r}: a {role} must be text, not {type(value).__name__}")
+    if not value:
+        raise _Wrong(f"column {column!r}: the {role} is empty")
+    return _encodable(value, column)
+
+
+def _messages(value: Any, column: str) -> list[dict[str, str]]:
+    """In the usual form, or in ShareGPT's (from, value)."""
+    if not isinstance(value, list) or not value:
+        raise _Wrong(f"column {column!r}: messages must be a list of role and content")
+    roles = {"human": "user", "gpt": "assistant"}
+    messages = []
+    for message in value:
+        if not isinstance(message, dict):
+            raise _Wrong(f"column {column!r}: a message must have a role and a content")
+        role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
+        if not (isinstance(role, str) and isinstance(content, str)):
+            raise _Wrong(f"column {column!r}: a message must have a role and a content")
+        messages.append({"role": roles.get(role, role), "content": _encodable(content, column)})
+    return messages
+
+
+def _encodable(value: str, column: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise _Wrong(f"column {column!r}: the text is no valid Unicode") from None
+    return value
+
+
+def _renderer(template: str | None) -> Any:
+    if template is None:
+        return None
+    try:
+        jinja2 = import_module("jinja2")
+        sandbox = import_module("jinja2.sandbox")
+    except ModuleNotFoundError as error:
+        raise MissingDependency.of("jinja2", "data", "a prompt template") from error
+    environment = sandbox.SandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    try:
+        compiled = environment.from_string(template)
+    except jinja2.TemplateSyntaxError as error:
+        raise DataError(f"the prompt template, line {error.lineno}: {error.message}") from None
+
+    def render(fields: dict[str, Any]) -> str:
+        try:
+            prompt = str(compiled.render(fields))
+        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError) as error:
+            raise _Wrong(f"the prompt template: {error}") from None
+        if not prompt:
+            raise _Wrong("the prompt template gives an empty prompt")
+        return _encodable(prompt, "prompt")
+
+    return render

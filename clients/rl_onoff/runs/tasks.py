@@ -1,0 +1,246 @@
+"""What is asked for every row: samples, distributions, divergences, switched generations. One line of results each."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+from rl_onoff.client import AsyncClient
+from rl_onoff.data import Row
+from rl_onoff.fields import GenerateFields, SwitchFields
+from rl_onoff.metrics import Metric, find
+from rl_onoff.metrics.registry import MODEL_METRICS
+from rl_onoff.philox import derive_seed
+from rl_onoff.schemas import RowKind
+
+Record = dict[str, Any]
+
+
+class Task(ABC):
+    """One request, or a few, per row.
+
+    `needs`: the roles a row must have. `samples`: lines of results per row. `models`: the models it asks, by name;
+    None stands for the only pair served.
+    """
+
+    command: str
+    needs: tuple[str, ...] = ("prompt",)
+    samples: int = 1
+
+    @property
+    @abstractmethod
+    def models(self) -> tuple[str | None, ...]:
+        """The models asked; None: those of the only pair."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What decides the results, for the manifest."""
+
+    @abstractmethod
+    async def work(self, client: AsyncClient, row: Row, missing: Collection[int]) -> list[Record]:
+        """The results of a row's missing samples."""
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Text metrics of what was written, and what a record says of its row."""
+
+    metrics: tuple[str, ...] = ()
+
+    def _found(self) -> list[Metric]:
+        return [find(name) for name in self.metrics if name not in MODEL_METRICS]
+
+    def _scores(self, text: str, row: Row) -> dict[str, float]:
+        return {each.name: each.checked(text, row.reference) for each in self._found()}
+
+    def _needs(self) -> tuple[str, ...]:
+        wanted = any(each.needs_reference for each in self._found())
+        return ("prompt", "reference") if wanted else ("prompt",)
+
+
+def _of(row: Row, sample: int) -> Record:
+    record: Record = {"id": row.id, "sample": sample}
+    record |= {name: value for name, value in row.start.items() if value is not None}
+    if row.reference is not None:
+        record["reference"] = row.reference
+    return record
+
+
+@dataclass(frozen=True)
+class Sample(_Scored, Task):
+    """`n` samples of one model per row. Sample i has the noise of sample i of a `SwitchTask` with the same seed."""
+
+    model: str = ""
+    n: int = 1
+    seed: int = 0
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+    command = "sample"
+
+    @property
+    def needs(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self._needs()
+
+    @property
+    def samples(self) -> int:  # type: ignore[override]
+        return self.n
+
+    @property
+    def models(self) -> tuple[str | None, ...]:
+        return (self.model,)
+
+    def settings(self) -> dict[str, Any]:
+        return {"n": self.n, "seed": self.seed, "sampling": dict(self.sampling), "metrics": list(self.metrics)}
+
+    async def work(self, client: AsyncClient, row: Row, missing: Collection[int]) -> list[Record]:
+        start = row.start
+        fields: dict[str, Any] = {
+            "model": self.model,
+            "sampling": {**self.sampling, "n": self.n, "seed": row.seed(self.seed)},
+            "metrics": [name for name in self.metrics if name in MODEL_METRICS],
+        }
+        answer = await client.generate(start.pop("prompt", None), **cast(GenerateFields, start | fields))
+        return [
+            _of(row, result.index)
+            | {
+                "text": result.text,
+                "token_ids": result.token_ids,
+                "finish_reason": result.finish_reason,
+                "seed": result.seed,
+                "metrics": result.metrics | self._scores(result.text, row),
+            }
+            for result in answer.results
+            if result.index in missing
+        ]
+
+
+@dataclass(frozen=True)
+class SwitchTask(_Scored, Task):
+    """`n` switched generations per row."""
+
+    a: str | None = None
+    b: str | None = None
+    policy: Mapping[str, Any] = field(default_factory=lambda: {"kind": "divergence"})
+    n: int = 1
+    seed: int = 0
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    measures: Sequence[str] = ()
+
+    command = "switch"
+
+    @property
+    def needs(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self._needs()
+
+    @property
+    def samples(self) -> int:  # type: ignore[override]
+        return self.n
+
+    @property
+    def models(self) -> tuple[str | None, ...]:
+        return (self.a, self.b)
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "policy": dict(self.policy),
+            "n": self.n,
+            "seed": self.seed,
+            "sampling": dict(self.sampling),
+            "measures": list(self.measures),
+            "metrics": list(self.metrics),
+        }
+
+    async def work(self, client: AsyncClient, row: Row, missing: Collection[int]) -> list[Record]:
+        return [await self._one(client, row, sample) for sample in sorted(missing)]
+
+    async def _one(self, client: AsyncClient, row: Row, sample: int) -> Record:
+        start = row.start
+        fields: dict[str, Any] = {
+            "a": self.a,
+            "b": self.b,
+            "policy": self.policy,
+            "measures": self.measures,
+            "sampling": {**self.sampling, "seed": derive_seed(row.seed(self.seed), 0, sample)},
+        }
+        answer = await client.switch_generate(start.pop("prompt", None), **cast(SwitchFields, start | fields))
+        return _of(row, sample) | {
+            "text": answer.text,
+            "token_ids": answer.token_ids,
+            "prompt_ids": answer.receipt.prompt_ids,
+            "leads": answer.leads,
+            "b_fraction": answer.b_fraction,
+            "measure": answer.measure,
+            "divergences": answer.divergences,
+            "signals": answer.signals,
+            "switches": [switch.model_dump(by_alias=True) for switch in answer.switches],
+            "finish_reason": answer.finish_reason,
+            "seed": answer.seed,
+            "metrics": self._scores(answer.text, row),
+        }
+
+
+@dataclass(frozen=True)
+class Divergence(Task):
+    """How far apart the models are at every token of the given solutions."""
+
+    a: str | None = None
+    b: str | None = None
+    measures: Sequence[str] = ("js", "kl_ab", "kl_ba")
+    units: Literal["nats", "bits"] = "nats"
+    temperature: float = 1.0
+    prompt_mode: Literal["shared", "per_model"] = "shared"
+
+    command = "divergence"
+    needs = ("prompt", "solution")
+
+    @property
+    def models(self) -> tuple[str | None, ...]:
+        return (self.a, self.b)
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "measures": list(self.measures),
+            "units": self.units,
+            "temperature": self.temperature,
+            "prompt_mode": self.prompt_mode,
+        }
+
+    async def work(self, client: AsyncClient, row: Row, missing: Collection[int]) -> list[Record]:
+        answer = await client.divergence(
+            [row.item],
+            a=self.a,
+            b=self.b,
+            measures=self.measures,
+            units=self.units,
+            temperature=self.temperature,
+            prompt_mode=self.prompt_mode,
+        )
+        return [_of(row, 0) | answer.items[0].model_dump()]
+
+
+@dataclass(frozen=True)
+class Distributions(Task):
+    """The `top_k` most likely tokens of one model after every token of the given solutions."""
+
+    model: str = ""
+    top_k: int = 10
+    kind: RowKind = "logprobs"
+    temperature: float = 1.0
+
+    command = "distributions"
+    needs = ("prompt", "solution")
+
+    @property
+    def models(self) -> tuple[str | None, ...]:
+        return (self.model,)
+
+    def settings(self) -> dict[str, Any]:
+        return {"top_k": self.top_k, "kind": self.kind, "temperature": self.temperature}
+
+    async def work(self, client: AsyncClient, row: Row, missing: Collection[int]) -> list[Record]:
+        answer = await client.distributions(
+            [row.item], model=self.model, top_k=self.top_k, kind=self.kind, temperature=self.temperature
+        )
+        return [_of(row, 0) | answer.items[0].model_dump()]

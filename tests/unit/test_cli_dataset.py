@@ -1,0 +1,298 @@
+"""`rl-onoff sample|distributions|divergence|switch` over a data set: options, output, resuming, exit codes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from rl_onoff import AsyncClient
+from rl_onoff.cli import app
+from rl_onoff.runs import RunFolder
+from tests.unit.service_double import SWITCHED, problem
+
+runner = CliRunner()
+MODELS = {
+    "models": [
+        {"name": name, "pair": "p", "side": side, "backend": "hf", "state": "ready", "fingerprint": f"f-{name}"}
+        for name, side in (("base", "a"), ("rl", "b"))
+    ],
+    "pairs": [{"name": "p", "a": "base", "b": "rl"}],
+}
+
+
+class Answers:
+    """A service that answers as it should; keeps the bodies of what it was asked."""
+
+    def __init__(self) -> None:
+        self.bodies: list[dict[str, Any]] = []
+        self.refused: set[str] = set()
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/models":
+            return httpx.Response(200, json=MODELS)
+        body = json.loads(request.content)
+        self.bodies.append(body)
+        if body.get("prompt") in self.refused:
+            return problem(422, "context-exceeded", detail="too long")
+        return httpx.Response(200, json=getattr(self, request.url.path[1:].replace("-", "_"))(body))
+
+    def generate(self, body: dict[str, Any]) -> dict[str, Any]:
+        sampling = body["sampling"]
+        results = [
+            {
+                "prompt_index": 0,
+                "index": index,
+                "text": f"A: {body['prompt'][-1]}",
+                "token_ids": [1, 2],
+                "finish_reason": "stop",
+                "seed": sampling["seed"] + index,
+                "metrics": dict.fromkeys(body["metrics"], 2.0),
+            }
+            for index in range(sampling["n"])
+        ]
+        return {"id": "g", "model": "base", "results": results, "usage": {"prompt_tokens": 1, "completion_tokens": 2}}
+
+    def switch_generate(self, body: dict[str, Any]) -> dict[str, Any]:
+        return SWITCHED | {"seed": body["sampling"]["seed"]}
+
+    def divergence(self, body: dict[str, Any]) -> dict[str, Any]:
+        perplexity = {"a": 2.0, "b": 4.0, "ratio": 2.0, "ratio_stderr": 0.0}
+        summary = {"positions": 2, "measures": {}, "top1_agreement": 0.5, "perplexity": perplexity}
+        values = {name: [0.25, None] for name in body["measures"]}
+        item = {"token_ids": [1, 2], "tokens": ["x", "y"], "values": values, "summary": summary}
+        provenance = {
+            "version": "0",
+            "backend": "hf",
+            "a_fingerprint": "f",
+            "b_fingerprint": "f",
+            "vocab_size": 3,
+            "dtypes": [],
+            "units": "nats",
+            "temperature": 1.0,
+            "prompt_mode": "shared",
+        }
+        return {"id": "d", "a": "base", "b": "rl", "items": [item], "provenance": provenance}
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Answers:
+    answers = Answers()
+    transport = httpx.MockTransport(answers)
+    monkeypatch.setattr("rl_onoff.cli.dataset.AsyncClient", partial(AsyncClient, transport=transport))
+    return answers
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "d.jsonl"
+    rows = [{"id": f"r{i}", "prompt": f"q{i}", "solution": "s", "reference": str(i)} for i in range(5)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def read(folder: Path, name: str = "results.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / name).read_text().split("\n")[:-1]]
+
+
+def test_samples_are_written_scored_and_summed_up(service: Answers, data: Path, tmp_path: Path) -> None:
+    options = "-m base --n 2 --seed 4 --max-tokens 9 --metric exact_match:after=A: --metric perplexity --json"
+    result = runner.invoke(app, ["sample", "-d", str(data), *options.split(), "-o", str(tmp_path / "r")])
+    assert result.exit_code == 0, result.stderr
+    rows = read(tmp_path / "r")
+    assert sorted((row["id"], row["sample"]) for row in rows) == [(f"r{i}", n) for i in range(5) for n in range(2)]
+    assert rows[0]["metrics"] == {"exact_match:after=A:": 1.0, "perplexity": 2.0}
+    assert service.bodies[0]["sampling"].keys() == {"max_tokens", "n", "seed"}
+    assert service.bodies[0]["metrics"] == ["perplexity"]  # scored here, but for what only the service knows
+    summary = json.loads(result.stdout)
+    assert summary == json.loads((tmp_path / "r" / "summary.json").read_text())
+    assert summary["metrics"]["exact_match:after=A:"]["value"] == 1.0
+    identity = json.loads((tmp_path / "r" / "manifest.json").read_text())["identity"]
+    assert identity["models"] == [{"name": "base", "fingerprint": "f-base"}]
+    assert identity["data"]["source"] == "d.jsonl"
+
+
+def test_a_run_is_resumed_and_grows(service: Answers, data: Path, tmp_path: Path) -> None:
+    command = ["sample", "-d", str(data), "-m", "base", "-o", str(tmp_path / "r")]
+    assert runner.invoke(app, [*command, "--limit", "2"]).exit_code == 0
+    asked = len(service.bodies)
+    refused = runner.invoke(app, command)
+    assert refused.exit_code == 2
+    assert "--resume goes on" in refused.stderr
+    result = runner.invoke(app, [*command, "--resume"])
+    assert result.exit_code == 0
+    assert len(service.bodies) == asked + 3
+    assert "3 results, 2 were there before" in result.stderr
+    assert sorted(row["id"] for row in read(tmp_path / "r")) == [f"r{i}" for i in range(5)]
+    other = runner.invoke(app, [*command, "--resume", "--seed", "9"])
+    assert other.exit_code == 2
+    assert "settings.seed was 0, now 9" in other.stderr
+
+
+def test_without_a_folder_results_are_lines_on_stdout(service: Answers, data: Path) -> None:
+    result = runner.invoke(app, ["divergence", "-d", str(data), "--limit", "1", "--measure", "js"])
+    assert result.exit_code == 0, result.stderr
+    (line,) = result.stdout.splitlines()
+    assert json.loads(line)["values"] == {"js": [0.25, None]}
+    assert service.bodies[0]["items"] == [{"prompt": "q0", "solution": "s"}]
+
+
+def test_the_summary_of_divergences(service: Answers, data: Path, tmp_path: Path) -> None:
+    result = runner.invoke(app, ["divergence", "-d", str(data), "-o", str(tmp_path / "r"), "--json"])
+    found = json.loads(result.stdout)
+    assert (found["positions"], found["top1_agreement"], found["perplexity"]) == (10, 0.5, {"a": 2.0, "b": 4.0})
+    assert (found["measures"]["js"]["mean"], found["measures"]["js"]["infinite"]) == (0.25, 5)
+
+
+def test_switching_over_a_data_set(service: Answers, data: Path, tmp_path: Path) -> None:
+    options = "--on 0.2 --n 2 --record entropy_a --top-p 0.9 --metric exact_match"
+    result = runner.invoke(app, ["switch", "-d", str(data), *options.split(), "-o", str(tmp_path / "r")])
+    assert result.exit_code == 0, result.stderr
+    assert service.bodies[0]["policy"] == {"kind": "divergence", "on": 0.2}
+    assert service.bodies[0]["measures"] == ["entropy_a"]
+    assert service.bodies[0]["sampling"]["top_p"] == 0.9
+    rows = read(tmp_path / "r")
+    assert len(rows) == 10
+    assert len({row["seed"] for row in rows}) == 10
+    assert rows[0]["leads"] == "ab"
+
+
+@pytest.mark.parametrize("form", ["safetensors", "parquet"])
+def test_whole_rows_go_into_shards(
+    service: Answers, data: Path, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import numpy as np
+    from safetensors.numpy import load_file, save
+
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+    def full(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/models":
+            return httpx.Response(200, json=MODELS)
+        tensors = {"0.values": values, "0.token_ids": np.array([0, 2])}
+        return httpx.Response(200, content=save(tensors, {"kind": "logprobs"}))
+
+    transport = httpx.MockTransport(full)
+    monkeypatch.setattr("rl_onoff.cli.dataset.AsyncClient", partial(AsyncClient, transport=transport))
+    monkeypatch.setattr("rl_onoff.cli.dataset.ShardWriter", partial(_small_shards))
+    command = ["distributions", "-d", str(data), "-m", "base", "--format", form, "-o", str(tmp_path / "r")]
+    assert runner.invoke(app, [*command, "--limit", "3"]).exit_code == 0
+    result = runner.invoke(app, [*command, "--resume"])
+    assert result.exit_code == 0, result.stderr
+    index = read(tmp_path / "r")
+    assert sorted(row["id"] for row in index) == [f"r{i}" for i in range(5)]
+    shards = {row["shard"] for row in index}
+    assert len(shards) == 3  # of two rows at most: two shards of the first run, one of the second
+    for row in index:
+        path = tmp_path / "r" / row["shard"]
+        if form == "safetensors":
+            tensors = load_file(path)
+            assert (tensors[f"{row['id']}.values"] == values).all()
+            assert tensors[f"{row['id']}.token_logprobs"].tolist() == [0, 5]
+        else:
+            import pyarrow.parquet
+
+            table = pyarrow.parquet.read_table(path).to_pylist()
+            mine = [line for line in table if line["id"] == row["id"]]
+            assert [line["values"] for line in mine] == values.tolist()
+            assert [line["token_logprob"] for line in mine] == [0, 5]
+
+
+def _small_shards(run: RunFolder, form: Any) -> Any:
+    from rl_onoff.runs.shards import ShardWriter
+
+    return ShardWriter(run, form, shard_bytes=40)
+
+
+def test_bad_rows_are_known_before_anything_is_sent(service: Answers, data: Path) -> None:
+    with data.open("a") as file:
+        file.write('{"id": "r9"}\nno json\n')
+    result = runner.invoke(app, ["sample", "-d", str(data), "-m", "base"])
+    assert result.exit_code == 2
+    assert "d.jsonl:6: column 'prompt'" in result.stderr
+    assert "d.jsonl:7: no JSON" in result.stderr
+    assert "2 bad rows" in result.stderr
+    assert not service.bodies
+    result = runner.invoke(app, ["sample", "-d", str(data), "-m", "base", "--skip-bad"])
+    assert result.exit_code == 0
+    assert len(result.stdout.splitlines()) == 5
+    assert "2 rows could not be used" in result.stderr
+
+
+def test_a_row_the_service_refuses(service: Answers, data: Path, tmp_path: Path) -> None:
+    service.refused = {"q3"}
+    command = ["sample", "-d", str(data), "-m", "base", "-o", str(tmp_path / "r")]
+    result = runner.invoke(app, command)
+    assert result.exit_code == 2
+    assert "d.jsonl:4: too long" in result.stderr
+    result = runner.invoke(app, [*command, "--resume", "--skip-bad", "--json"])
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["failed"] == 1
+    (refused,) = [row for row in read(tmp_path / "r") if "error" in row]
+    assert refused == {"id": "r3", "sample": 0, "error": {"type": "context-exceeded", "detail": "too long"}}
+
+
+def test_a_second_writer_is_75(service: Answers, data: Path, tmp_path: Path) -> None:
+    command = ["sample", "-d", str(data), "-m", "base", "-o", str(tmp_path / "r"), "--resume"]
+    assert runner.invoke(app, command).exit_code == 0
+    identity = json.loads((tmp_path / "r" / "manifest.json").read_text())["identity"]
+    with RunFolder.open(tmp_path / "r", identity, resume=True):
+        result = runner.invoke(app, command)
+    assert result.exit_code == 75
+    assert result.stderr.startswith("rl-onoff: another process writes to")
+
+
+def test_a_full_disk_is_74(service: Answers, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.pwrite
+
+    def full(file: int, written: bytes, at: int) -> int:
+        if at > 100:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(file, written, at)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    command = ["sample", "-d", str(data), "-m", "base", "-o", str(tmp_path / "r"), "--concurrency", "1"]
+    result = runner.invoke(app, command)
+    assert result.exit_code == 74
+    assert "No space left on device" in result.stderr
+    assert [row["id"] for row in read(tmp_path / "r")] == ["r0"]
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["sample", "-m", "base"], "--data"),
+        (["sample", "-d", "{data}", "-m", "base", "--resume"], "it needs --output"),
+        (["sample", "-d", "{data}", "-m", "base", "--metric", "blue"], "Did you mean 'bleu'?"),
+        (["sample", "-d", "{data}", "-m", "bas"], "there is no model 'bas'; served are base, rl"),
+        (["sample", "-d", "nowhere.jsonl", "-m", "base"], "there is no file"),
+        (["sample", "-d", "{data}", "-m", "base", "--prompt-column", "promt"], "Did you mean 'prompt'?"),
+        (["sample", "-d", "{data}", "-m", "base", "-o", "out.jsonl"], "written to a folder"),
+        (["distributions", "-d", "{data}", "-m", "base"], "need a folder"),
+        (["distributions", "-d", "{data}", "-m", "base", "--format", "jsonl"], "Give --top-k"),
+        (["switch", "-d", "{data}", "--policy", "entropi"], "Did you mean 'entropy'?"),
+        (["switch", "Q", "-d", "{data}"], "give a prompt, or a data set"),
+    ],
+)
+def test_wrong_usage_is_2(service: Answers, data: Path, arguments: list[str], said: str) -> None:
+    result = runner.invoke(app, [argument.format(data=data) for argument in arguments])
+    assert result.exit_code == 2
+    assert said in " ".join(result.stderr.replace("│", "").split())
+    assert not service.bodies
+
+
+def test_metrics_that_need_no_reference_need_no_column(service: Answers, tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"prompt": "q1"}\n')
+    assert runner.invoke(app, ["sample", "-d", str(path), "-m", "base", "--metric", "length"]).exit_code == 0
+    result = runner.invoke(app, ["sample", "-d", str(path), "-m", "base", "--metric", "exact_match"])
+    assert result.exit_code == 2
+    assert "no column looks like a reference" in result.stderr
