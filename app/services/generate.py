@@ -51,7 +51,7 @@ class _Metrics:
 
     def scores(self, sample: _Sample, generation: Generation) -> dict[str, float | None]:
         """The scores of one sample. It may take a while: not for the event loop."""
-        reference = None if self._references is None else self._references[sample.prompt_index]
+        reference = self._reference(sample)
         return {
             name: self._of_texts[name].checked(generation.text, reference)
             if name in self._of_texts
@@ -59,23 +59,26 @@ class _Metrics:
             for name in self._names
         }
 
-    def overall(self, samples: list[_Sample], generations: list[Generation]) -> dict[str, float | None]:
+    def overall(
+        self, samples: list[_Sample], generations: list[Generation], scores: list[dict[str, float | None]]
+    ) -> dict[str, float | None]:
         """Over all samples: perplexity over all tokens, BLEU the corpus's, the mean of the others."""
         found: dict[str, float | None] = {}
         for name in self._names:
-            if name in self._of_texts:
-                found[name] = self._corpus(self._of_texts[name], samples, generations)
-            else:
+            metric = self._of_texts.get(name)
+            if metric is None:
                 found[name] = _perplexity([value for each in generations for value in each.logprobs])
+            elif metric.statistics is None:
+                values = [value for each in scores if (value := each[name]) is not None]
+                found[name] = metric.combine([sum(values), len(values)])
+            else:
+                pairs = zip(samples, generations, strict=True)
+                sums = [metric.statistics(each.text, self._reference(sample)) for sample, each in pairs]
+                found[name] = metric.combine([sum(column) for column in zip(*sums, strict=True)])
         return found
 
-    def _corpus(self, metric: Metric, samples: list[_Sample], generations: list[Generation]) -> float:
-        references = [None if self._references is None else self._references[each.prompt_index] for each in samples]
-        sums = [
-            metric.sums(generation.text, reference)
-            for generation, reference in zip(generations, references, strict=True)
-        ]
-        return metric.combine([sum(column) for column in zip(*sums, strict=True)])
+    def _reference(self, sample: _Sample) -> str | None:
+        return None if self._references is None else self._references[sample.prompt_index]
 
 
 def _metric(index: int, name: str, references: list[str] | None) -> Metric:
@@ -130,12 +133,13 @@ async def _events(
             count += 1
     pairs = list(zip(samples, generations, strict=True))
     scores = await asyncio.to_thread(lambda: [metrics.scores(*pair) for pair in pairs])
+    overall = await asyncio.to_thread(metrics.overall, samples, generations, scores)
     results = [_result(request, *pair, found) for pair, found in zip(pairs, scores, strict=True)]
     response = GenerateResponse(
         id=new_id("gen"),
         model=model.name,
         results=results,
-        metrics=await asyncio.to_thread(metrics.overall, samples, generations),
+        metrics=overall,
         usage=total_usage(prompt_tokens, generations),
     )
     yield Event("done", response)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,8 +53,14 @@ class _Scored:
     def _found(self) -> list[Metric]:
         return [find(name) for name in self.metrics if name not in MODEL_METRICS]
 
-    def _scores(self, text: str, row: Row) -> dict[str, float]:
-        return {each.name: each.checked(text, row.reference) for each in self._found()}
+    async def _scores(self, texts: list[str], row: Row) -> list[dict[str, float]]:
+        # In a thread: math-verify may think for seconds, and meanwhile other requests go on.
+        found = self._found()
+        if not found:
+            return [{} for _ in texts]
+        return await asyncio.to_thread(
+            lambda: [{each.name: each.checked(text, row.reference) for each in found} for text in texts]
+        )
 
     def _needs(self) -> tuple[str, ...]:
         wanted = any(each.needs_reference for each in self._found())
@@ -102,6 +109,8 @@ class Sample(_Scored, Task):
             "metrics": [name for name in self.metrics if name in MODEL_METRICS],
         }
         answer = await client.generate(start.pop("prompt", None), **cast(GenerateFields, start | fields))
+        results = [result for result in answer.results if result.index in missing]
+        scores = await self._scores([result.text for result in results], row)
         return [
             _of(row, result.index)
             | {
@@ -109,10 +118,9 @@ class Sample(_Scored, Task):
                 "token_ids": result.token_ids,
                 "finish_reason": result.finish_reason,
                 "seed": result.seed,
-                "metrics": result.metrics | self._scores(result.text, row),
+                "metrics": result.metrics | found,
             }
-            for result in answer.results
-            if result.index in missing
+            for result, found in zip(results, scores, strict=True)
         ]
 
 
@@ -165,6 +173,7 @@ class SwitchTask(_Scored, Task):
             "sampling": {**self.sampling, "seed": derive_seed(row.seed(self.seed), 0, sample)},
         }
         answer = await client.switch_generate(start.pop("prompt", None), **cast(SwitchFields, start | fields))
+        (scores,) = await self._scores([answer.text], row)
         return _of(row, sample) | {
             "text": answer.text,
             "token_ids": answer.token_ids,
@@ -177,7 +186,7 @@ class SwitchTask(_Scored, Task):
             "switches": [switch.model_dump(by_alias=True) for switch in answer.switches],
             "finish_reason": answer.finish_reason,
             "seed": answer.seed,
-            "metrics": self._scores(answer.text, row),
+            "metrics": scores,
         }
 
 

@@ -38,8 +38,8 @@ class GenerateRequest(Request):
     )
     metrics: Annotated[list[MetricName], Field(fail_fast=True, max_length=16)] = Field(
         default=[],
-        description="perplexity (the model's own), or a metric of texts: exact_match, exact_match:number, bleu, rougeL, "
-        "math, length, ..., or one the service has registered",
+        description="perplexity (the model's own), or a metric of texts: exact_match, exact_match:number, bleu, "
+        "rougeL, math, length, ..., or one the service has registered",
     )
     references: Annotated[list[str], Field(fail_fast=True, max_length=MAX_ENTRIES)] | None = Field(
         default=None, description="one per prompt, for the metrics that compare with one"

@@ -78,8 +78,8 @@ class Switch(Response):
 class Receipt(Response):
     """All it takes to get the same tokens again from this pair: its models in the roles they had, and what they did.
 
-    With the same `a` and `b`, `prompt_ids`, `given`, `policy` and `sampling` a request repeats the run; the fingerprints
-    tell whether the models are still the same.
+    With the same `a` and `b`, `prompt_ids`, `given`, `policy` and `sampling` a request repeats the run; the
+    fingerprints tell whether the models are still the same.
     """
 
     version: str
