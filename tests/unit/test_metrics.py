@@ -159,6 +159,11 @@ def test_an_interval_covers_what_it_should() -> None:
     assert 0.88 < held / 200 < 0.99
 
 
+def test_an_infinite_problem_makes_the_value_infinite_without_a_word() -> None:
+    found = bootstrap(np.array([[math.inf, 1.0], [1.0, 1.0]]), lambda sums: np.exp(sums[..., 0] / sums[..., 1]))
+    assert found.value == math.inf
+
+
 def test_intervals_of_one_study_are_paired() -> None:
     values = np.random.default_rng(0).random(30)
     assert mean_of((values + 1).tolist()).low == pytest.approx(mean_of(values.tolist()).low + 1)

@@ -47,7 +47,8 @@ def bootstrap(sums: Array, combine: Callable[[Array], Array], *, resamples: int 
     for start in range(0, resamples, chunk):
         count = min(chunk, resamples - start)
         weights = random.multinomial(problems, np.full(problems, 1 / problems), size=count).astype(np.float64)
-        drawn.append(np.asarray(combine(weights @ sums)))
+        with np.errstate(invalid="ignore"):  # an infinite problem that was not drawn: 0 x inf
+            drawn.append(np.asarray(combine(weights @ sums)))
     with np.errstate(invalid="ignore"):
         low, high = np.nanpercentile(np.concatenate(drawn), [2.5, 97.5])
     return Estimate(value, float(low), float(high), problems)

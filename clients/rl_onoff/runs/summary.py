@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from rl_onoff.metrics import Metric, bootstrap, find, majority_vote, pass_at_k
 from rl_onoff.metrics.bootstrap import Array, mean_of, rows_of
 from rl_onoff.metrics.registry import MODEL_METRICS
+
+_Key = TypeVar("_Key", int, str)
+_Value = TypeVar("_Value")
 
 
 def summarise(records: Iterable[Mapping[str, Any]], metrics: Iterable[str] = ()) -> dict[str, Any]:
@@ -47,15 +50,19 @@ def summarise(records: Iterable[Mapping[str, Any]], metrics: Iterable[str] = ())
 
 
 class _Collected:
-    """One metric's sums per problem: `[S]` each, a few numbers, not the texts."""
+    """One metric's sums per problem and sample: `[S]` each, a few numbers, not the texts.
+
+    Results come in the order in which requests ended. What is made of them goes by problem and sample, so that the same
+    results always give the same summary, and runs over the same problems draw the same of them again.
+    """
 
     def __init__(self, metric: Metric | None) -> None:
         self._metric = metric
-        self._sums: dict[str, Array] = {}
-        self._answers: dict[str, list[tuple[str | None, float]]] = {}
+        self._sums: dict[str, dict[int, Array]] = {}
+        self._answers: dict[str, dict[int, tuple[str | None, float]]] = {}
 
     def add(self, record: Mapping[str, Any], value: float | None) -> None:
-        problem, metric = str(record["id"]), self._metric
+        problem, sample, metric = str(record["id"]), int(record.get("sample", 0)), self._metric
         if value is None and metric is not None:
             value = metric.checked(record["text"], record.get("reference"))
         if metric is None:  # perplexity: None where it is infinite
@@ -65,13 +72,13 @@ class _Collected:
             sums = np.asarray(metric.statistics(record["text"], record.get("reference")), dtype=np.float64)
         else:
             sums = np.array([value, 1.0])
-        self._sums[problem] = self._sums.get(problem, 0.0) + sums
+        self._sums.setdefault(problem, {})[sample] = sums
         if metric is not None and metric.binary:
             answer = metric.answer(record["text"]) if metric.answer is not None else None
-            self._answers.setdefault(problem, []).append((answer, float(value or 0.0)))
+            self._answers.setdefault(problem, {})[sample] = (answer, float(value or 0.0))
 
     def summary(self) -> dict[str, Any]:
-        sums = np.stack(list(self._sums.values()))
+        sums = np.stack([np.sum(_in_order(samples), axis=0) for samples in _in_order(self._sums)])
         if self._metric is None:
             found = asdict(bootstrap(sums, lambda each: np.exp(each[..., 0] / each[..., 1])))
         elif self._metric.statistics is not None:
@@ -83,7 +90,7 @@ class _Collected:
         return {name: _finite(value) for name, value in found.items()}
 
     def _groups(self) -> dict[str, Any]:
-        groups = list(self._answers.values())
+        groups = [_in_order(samples) for samples in _in_order(self._answers)]
         most = min(map(len, groups))
         ks = [2**power for power in range(most.bit_length())]
         found: dict[str, Any] = {
@@ -95,6 +102,10 @@ class _Collected:
             votes = [(group, majority_vote([answer for answer, _ in group])) for group in groups]
             found["majority_vote"] = asdict(mean_of([0.0 if at is None else group[at][1] for group, at in votes]))
         return found
+
+
+def _in_order(of: Mapping[_Key, _Value]) -> list[_Value]:
+    return [of[key] for key in sorted(of)]
 
 
 def _finite(value: Any) -> Any:

@@ -23,16 +23,15 @@ class TokenValues:
         self._most = kept
         self._random = np.random.default_rng(0)
         self.count = self.infinite = 0
-        self._sum = self._squares = 0.0
+        self._mean = self._squares = 0.0  # of the finite values; squares of what deviates from the mean
         self._min, self._max = math.inf, -math.inf
 
     def add(self, values: Iterable[float | None]) -> None:
         """Values of one row."""
         array = np.array([math.inf if value is None else value for value in values], dtype=np.float64)
         finite = array[np.isfinite(array)]
+        self._merge(finite)
         self.infinite += array.size - finite.size
-        self._sum += float(finite.sum())
-        self._squares += float((finite**2).sum())
         if array.size:
             self._min, self._max = min(self._min, float(array.min())), max(self._max, float(array.max()))
         for value in array:  # algorithm R (Vitter 1985)
@@ -43,11 +42,21 @@ class TokenValues:
                     self._kept = np.resize(self._kept, min(self._most, 2 * len(self._kept)))
                 self._kept[at] = value
 
+    def _merge(self, finite: npt.NDArray[np.float64]) -> None:
+        """Without cancellation: Chan, Golub and LeVeque 1979, equation 2.1."""
+        if not finite.size:
+            return
+        before = self.count - self.infinite
+        mean = float(finite.mean())
+        apart, n = mean - self._mean, before + finite.size
+        self._squares += float(((finite - mean) ** 2).sum()) + apart**2 * before * finite.size / n
+        self._mean += apart * finite.size / n
+
     def summary(self) -> dict[str, Any]:
         """Moments over the finite values, order statistics over all; None where infinite."""
         n = self.count - self.infinite
-        mean = self._sum / n if n else None
-        variance = max(0.0, (self._squares - n * mean**2) / (n - 1)) if mean is not None and n > 1 else 0.0
+        mean = self._mean if n else None
+        variance = self._squares / (n - 1) if n > 1 else 0.0
         kept = self._kept[: min(self.count, self._most)]
         method = "linear" if np.isfinite(kept).all() else "inverted_cdf"
         cuts = np.percentile(kept, PERCENTILES, method=method) if kept.size else []  # type: ignore[call-overload]
