@@ -1,4 +1,4 @@
-"""What the README says to type works: its requests and its program, against the service on the demo pair."""
+"""What the README and docs/studies.md say to type works: requests, commands, programs, on the demo pair."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from rl_onoff.cli.child import choose_port, running_service
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+STUDIES = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
 SHOWN_URL = "http://127.0.0.1:8000"
 
 pytestmark = pytest.mark.slow
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,24 @@ def test_the_command(url: str, tmp_path: Path) -> None:
         "switch", f"switch --url {url}", 1
     )
     assert "A: " in run(["bash", "-c", command], tmp_path)
+
+
+@pytest.mark.parametrize("text", [README, STUDIES], ids=["README", "studies"])
+def test_the_commands_over_a_data_set(url: str, tmp_path: Path, text: str) -> None:
+    (block,) = (block for block in blocks("bash", text) if "rl-onoff sample" in block)
+    program = f"{sys.executable} -m rl_onoff.cli"
+    script = re.sub(r"^(\.venv/bin/)?rl-onoff", program, block, flags=re.MULTILINE).replace("--limit 100", "--limit 3")
+    (tmp_path / "demo").symlink_to(ROOT / "demo")
+    run(["bash", "-euo", "pipefail", "-c", f"export RL_ONOFF_URL={url}\n{script}"], tmp_path)
+    for folder in re.findall(r"-o (runs/\S+)", block):
+        assert (tmp_path / folder / "summary.json").exists()
+
+
+def test_the_program_over_a_data_set(url: str, tmp_path: Path) -> None:
+    (program,) = (block for block in blocks("python", STUDIES) if "asyncio.run" in block)
+    (tmp_path / "demo").symlink_to(ROOT / "demo")
+    out = run([sys.executable, "-c", program.replace(SHOWN_URL, url).replace("limit=20", "limit=3")], tmp_path)
+    assert "'problems': 3" in out
 
 
 def test_the_configuration(tmp_path: Path) -> None:
