@@ -279,6 +279,7 @@ def test_a_full_disk_is_74(service: Answers, data: Path, tmp_path: Path, monkeyp
         (["distributions", "-d", "{data}", "-m", "base"], "need a folder"),
         (["distributions", "-d", "{data}", "-m", "base", "--format", "jsonl"], "Give --top-k"),
         (["switch", "-d", "{data}", "--policy", "entropi"], "Did you mean 'entropy'?"),
+        (["switch", "-d", "{data}", "--metric", "perplexity"], "there is no such metric"),
         (["switch", "Q", "-d", "{data}"], "give a prompt, or a data set"),
     ],
 )

@@ -6,7 +6,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 from rl_onoff.client import AsyncClient
 from rl_onoff.data import Row
@@ -48,10 +48,13 @@ class Task(ABC):
 class _Scored:
     """Text metrics of what was written, and what a record says of its row."""
 
+    #: Metrics that the service computes for this task.
+    from_service: ClassVar[tuple[str, ...]] = ()
+
     metrics: tuple[str, ...] = ()
 
     def _found(self) -> list[Metric]:
-        return [find(name) for name in self.metrics if name not in MODEL_METRICS]
+        return [find(name) for name in self.metrics if name not in self.from_service]
 
     async def _scores(self, texts: list[str], row: Row) -> list[dict[str, float]]:
         # In a thread: math-verify may think for seconds, and meanwhile other requests go on.
@@ -85,6 +88,7 @@ class Sample(_Scored, Task):
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
     command = "sample"
+    from_service = tuple(MODEL_METRICS)
 
     @property
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]
