@@ -60,7 +60,7 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> str:
 def results(folder: Path) -> list[dict[str, Any]]:
     """All lines, which have to be whole, in the order of their keys."""
     found = [json.loads(line) for line in (folder / "results.jsonl").read_bytes().splitlines()]
-    return sorted(found, key=lambda record: (record["id"], record["sample"]))
+    return sorted(found, key=lambda record: (record["id"], record.get("sample", 0)))
 
 
 def size(folder: Path) -> int:
@@ -157,6 +157,45 @@ def test_a_run_waits_for_a_service_that_is_started_anew(data: Path, tmp_path: Pa
         finish(run)
         assert httpx.get(again.url + "/health").status_code == 200
     assert results(tmp_path / "war") == results(tmp_path / "peace")
+
+
+_STUDY = """
+limit: 30
+sampling: {max_tokens: 12}
+metrics: [length]
+policies:
+  - {kind: divergence, on: [0.01, 0.2]}
+"""
+
+
+def test_a_study_that_is_killed_ends_as_one_in_peace(url: str, data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(f"data: {data}\n{_STUDY}")
+
+    def start_study(name: str) -> subprocess.Popen[str]:
+        arguments = ["sweep", str(file), "--url", url, "--output", str(tmp_path / name), "--resume"]
+        program = [sys.executable, "-m", "rl_onoff.cli", *arguments]
+        return subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    finish(start_study("peace"))
+    chance = random.Random(9)
+    for after in (0, 1, 500):
+        assert kill_somewhere(start_study("war"), tmp_path / "war", after, chance)
+    finish(start_study("war"))
+    tables = [(tmp_path / name / "conditions.csv").read_text() for name in ("war", "peace")]
+    assert tables[0] == tables[1]
+    found = results(tmp_path / "war")
+    policies = [f"a_to_b-divergence-on={on}{control}" for on in (0.01, 0.2) for control in ("", "-control")]
+    assert [record["id"] for record in found] == sorted(["a_alone", "b_alone", *policies])
+    share = {record["id"]: record["share"] for record in found}
+    assert (share["a_alone"], share["b_alone"]) == (0.0, 1.0)
+    for record in found:
+        assert len(results(tmp_path / "war" / record["id"])) == 30
+        if record["control_of"]:
+            assert record["policy"] == {"kind": "random", "rate": share[record["control_of"]]}
+
+    file.write_text(file.read_text().replace("0.2", "0.3"))
+    assert "settings.policies" in finish(start_study("war"), 2)
 
 
 _METRICS = """

@@ -74,6 +74,15 @@ def test_the_commands_over_a_data_set(url: str, tmp_path: Path, text: str) -> No
         assert (tmp_path / folder / "summary.json").exists()
 
 
+def test_the_sweep(url: str, tmp_path: Path) -> None:
+    (study,), (line,) = blocks("yaml", STUDIES), (each for each in blocks("bash", STUDIES) if "rl-onoff sweep" in each)
+    (tmp_path / "demo").symlink_to(ROOT / "demo")
+    (tmp_path / "study.yaml").write_text(study.replace("limit: 50", "limit: 2"), encoding="utf-8")
+    command = line.replace("rl-onoff", f"{sys.executable} -m rl_onoff.cli").strip()
+    run(["bash", "-c", f"{command} --url {url}"], tmp_path)
+    assert len((tmp_path / "runs/sweep/conditions.csv").read_text().splitlines()) == 1 + 2 + 2 * 3 * 2
+
+
 def test_the_program_over_a_data_set(url: str, tmp_path: Path) -> None:
     (program,) = (block for block in blocks("python", STUDIES) if "asyncio.run" in block)
     (tmp_path / "demo").symlink_to(ROOT / "demo")

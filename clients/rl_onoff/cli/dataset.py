@@ -81,6 +81,26 @@ def sampling(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None and value != []}
 
 
+def look(reader: Reader, data: str, *, skip_bad: bool) -> None:
+    """Bad rows are better known now than in three hours. A data set that is streamed is not read twice."""
+    reader.settled()
+    if skip_bad or data.startswith("hf:"):
+        return
+    count, first = count_bad(reader)
+    if count:
+        for line in first[:_SHOWN]:
+            messages().print(line, style="yellow", markup=False)
+        raise DataError(f"{count} bad row{'s' if count > 1 else ''} in {data}; --skip-bad goes on without")
+
+
+def connect(url: str, api_key: str | None, wait: float) -> AsyncClient:
+    """A client as patient as a run needs it."""
+    try:
+        return AsyncClient(url, api_key=api_key, retry_seconds=wait, max_retries=RETRIES)
+    except ConfigurationError as error:
+        raise typer.BadParameter(error.detail, param_hint="--url, --api-key") from None
+
+
 @dataclass(frozen=True)
 class Job:
     """A command over a data set, once its options are known."""
@@ -103,23 +123,9 @@ class Job:
             raise typer.BadParameter("it needs --output", param_hint="--resume")
         prompting = replace(self.prompting, template=_template(self.prompting.template))
         reader = Reader(open_source(self.data), self.task.needs, self.columns, prompting, self.limit)
-        self._look(reader)
-        try:
-            client = AsyncClient(url, api_key=api_key, retry_seconds=self.wait, max_retries=RETRIES)
-        except ConfigurationError as error:
-            raise typer.BadParameter(error.detail, param_hint="--url, --api-key") from None
+        look(reader, self.data, skip_bad=self.skip_bad)
+        client = connect(url, api_key, self.wait)
         asyncio.run(self._carry_out(client, reader, summarise, shards))
-
-    def _look(self, reader: Reader) -> None:
-        """Bad rows are better known now than in three hours. A data set that is streamed is not read twice."""
-        reader.settled()
-        if self.skip_bad or self.data.startswith("hf:"):
-            return
-        count, first = count_bad(reader)
-        if count:
-            for line in first[:_SHOWN]:
-                messages().print(line, style="yellow", markup=False)
-            raise DataError(f"{count} bad row{'s' if count > 1 else ''} in {self.data}; --skip-bad goes on without")
 
     async def _carry_out(
         self, client: AsyncClient, reader: Reader, summarise: Summarise, shards: Format | None
