@@ -26,9 +26,9 @@ def read_examples(pairs: Iterable[PairConfig], limit: int) -> ExamplesResponse:
 def _read(path: str, limit: int) -> list[Example]:
     found: list[Example] = []
     try:
-        with Path(path).open(encoding="utf-8") as lines:
+        with Path(path).open("rb") as lines:
             for line in islice(lines, limit):
-                row = json.loads(line)
+                row = json.loads(line.decode())
                 found.append(Example(prompt=row["prompt"], reference=row.get("reference")))
     except OSError as error:
         raise ConfigurationError(f"the file of examples cannot be read: {error.strerror}") from error

@@ -33,7 +33,7 @@ export function byId(id) {
   return found;
 }
 
-/** @param {string} name @param {string} content @param {Blob | string} data @param {string} [type] */
+/** @param {string} name @param {Blob | string} data @param {string} [type] */
 export function download(name, data, type = 'application/json') {
   const url = URL.createObjectURL(data instanceof Blob ? data : new Blob([data], { type }));
   el('a', { href: url, download: name }).click();

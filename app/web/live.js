@@ -2,7 +2,7 @@
 
 import { byId, download, el } from './dom.js';
 import { measureName, number, percent, visible } from './format.js';
-import { changes, hasThreshold, leads, resumesAnywhere, traceThreshold, watched, withThreshold } from './policy.js';
+import { changes, hasThreshold, leads, traceThreshold, watched, withThreshold } from './policy.js';
 import { Run } from './run.js';
 import { TokensView } from './tokens.js';
 import { Trace } from './trace.js';
@@ -48,7 +48,6 @@ export class Live {
     this.policy = null;
     /** @type {any} */
     this.result = null;
-    this.kept = 0;
     /** @type {number[] | null} */
     this.promptIds = null;
     this.#count();
@@ -60,7 +59,6 @@ export class Live {
     this.body = body;
     this.policy = body.policy;
     this.promptIds = body.prompt_ids ?? null;
-    this.kept = 0;
     this.view.reset(watched(body.policy));
     await this.#write(body, 0);
   }
@@ -104,7 +102,7 @@ export class Live {
     this.status.textContent = 'Asked …';
     try {
       this.result = await run.finished();
-      this.promptIds = this.result.receipt.prompt_ids.slice(0, this.result.receipt.prompt_ids.length - kept);
+      this.promptIds = this.result.receipt.prompt_ids;
       this.status.textContent = `Done (${this.result.finish_reason === 'length' ? 'the most tokens asked for' : 'the text ended'}). Seed ${this.result.seed}.`;
       this.#judge();
     } catch (error) {
@@ -115,7 +113,6 @@ export class Live {
       this.status.textContent = `Stopped after ${this.view.tokens.length} tokens.`;
     } finally {
       this.run = null;
-      this.kept = kept;
       this.save.disabled = this.view.tokens.length === 0;
       this.#count(run);
     }
@@ -190,29 +187,17 @@ export class Live {
 
   /**
    * Write again under the threshold the line stands at. Up to the first token that changes hands the text stays as it
-   * is; from there it is written anew, with the same noise. Where the rule remembers more than its last leader, or the
-   * prompt's ids are not known, all of it is asked for again: the same seed gives the same beginning.
+   * is; from there it is written anew, with the same noise and whatever the rule remembers of the tokens before.
    */
   async #again() {
     const policy = withThreshold(this.policy, this.trace.threshold ?? 0);
-    const tokens = this.view.tokens.slice();
-    const from = Math.min(...this.view.marked);
+    const kept = this.view.tokens.slice(0, Math.min(...this.view.marked));
+    const { sampling } = this.body;
     this.policy = policy;
-    const sampling = { ...this.body.sampling };
-    await this.desk.busy(async () => {
-      if (this.promptIds === null || !resumesAnywhere(policy)) {
-        this.body = { ...this.body, policy };
-        this.view.reset(watched(policy));
-        await this.#write(this.body, 0);
-        return;
-      }
-      sampling.max_tokens -= from;
-      const { prompt, messages, ...rest } = this.body;
-      const prompt_ids = [...this.promptIds, ...tokens.slice(0, from).map(({ id }) => id)];
-      const start = from > 0 ? tokens[from - 1].lead : (policy.start ?? 'a');
-      this.body = { ...this.body, policy };
-      await this.#write({ ...rest, prompt_ids, sampling, policy: { ...policy, start } }, from);
-    });
+    this.body = { ...this.body, policy };
+    const given = { token_ids: kept.map(({ id }) => id), leads: kept.map(({ lead }) => lead).join('') };
+    const rest = { given, sampling: { ...sampling, max_tokens: sampling.max_tokens - kept.length } };
+    await this.desk.busy(() => this.#write(kept.length ? { ...this.body, ...rest } : this.body, kept.length));
   }
 
   #save() {

@@ -31,6 +31,7 @@ let examples = {};
 let swapped = false;
 let view = 'live';
 let working = false;
+let started = false;
 
 const controls = new Controls(byId('policy'), byId('sampling'), () => {});
 /** @type {Desk} */
@@ -74,13 +75,19 @@ async function loadModels() {
   if (models.some((/** @type {any} */ card) => card.state !== 'ready')) setTimeout(() => void watched(), POLL_MS);
 }
 
+/** All that is asked before anything is; again, until the service answers. */
 async function watched() {
   try {
     await loadModels();
+    if (started) return;
+    ({ pairs: examples } = await get('/examples'));
+    byId('version').textContent = `rl-onoff ${(await get('/version')).version}`;
+    started = true;
+    showPair();
   } catch (error) {
     byId('pair-state').textContent = 'no answer';
     byId('pair-state').className = 'state lost';
-    if (error instanceof Problem) notice(error.message);
+    if (error instanceof Problem) notice(error.message, () => void watched());
     else setTimeout(() => void watched(), POLL_MS);
   }
 }
@@ -174,7 +181,10 @@ function notice(text, retry) {
   const action = byId('notice-action');
   action.hidden = retry === undefined;
   action.textContent = 'Try again';
-  action.onclick = retry ?? null;
+  action.onclick = () => {
+    hideNotice();
+    retry?.();
+  };
   byId('notice').hidden = false;
 }
 
@@ -249,15 +259,4 @@ byId('swap').addEventListener('click', () => {
 byId('theme').addEventListener('click', nextTheme);
 byId('notice-close').addEventListener('click', hideNotice);
 route();
-void start();
-
-async function start() {
-  await watched();
-  try {
-    ({ pairs: examples } = await get('/examples'));
-    showPair();
-    byId('version').textContent = `rl-onoff ${(await get('/version')).version}`;
-  } catch (error) {
-    showError(/** @type {Error} */ (error), () => void start());
-  }
-}
+void watched();

@@ -89,8 +89,3 @@ export function changes(now, then) {
   for (let i = 0; i < now.length; i += 1) if (now[i] !== then[i]) found.push(i);
   return found;
 }
-
-/** Whether the rule's state at a token is known from the leader before it alone. @param {any} policy */
-export function resumesAnywhere(policy) {
-  return hasThreshold(policy) && (policy.min_dwell ?? 1) === 1 && policy.max_b_fraction == null;
-}

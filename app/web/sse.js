@@ -11,7 +11,7 @@
  * @param {(event: SentEvent) => void} onEvent
  */
 export async function readEvents(body, onEvent) {
-  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  const reader = body.pipeThrough(/** @type {any} */ (new TextDecoderStream())).getReader();
   let rest = '';
   let fields = empty();
   for (;;) {

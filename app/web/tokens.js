@@ -31,10 +31,10 @@ export class TokensView {
     this.nodes = [];
     /** @type {Set<number>} */
     this.marked = new Set();
-    this.element.addEventListener('keydown', (event) => this.#onKey(event));
-    this.element.addEventListener('click', (event) => this.#onPointer(event, true));
-    this.element.addEventListener('mouseover', (event) => this.#onPointer(event, false));
-    this.element.addEventListener('focusin', (event) => {
+    this.element.addEventListener('keydown', (/** @type {KeyboardEvent} */ event) => this.#onKey(event));
+    this.element.addEventListener('click', (/** @type {MouseEvent} */ event) => this.#onPointer(event, true));
+    this.element.addEventListener('mouseover', (/** @type {MouseEvent} */ event) => this.#onPointer(event, false));
+    this.element.addEventListener('focusin', (/** @type {FocusEvent} */ event) => {
       const index = this.#indexOf(event.target);
       if (index >= 0) this.#pick(index, false);
     });
