@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from app.services.cache import codec, keys
+from app.services.cache import codec, frames, keys
 from app.services.cache.breaker import Breaker
 from app.services.cache.codec import Corrupt, decode, encode
 from app.services.cache.counters import CacheCounters
-from app.services.cache.entry import Entry, size_of
+from app.services.cache.entry import Entry, joined, size_of
 from app.services.cache.flights import Flights
 from app.services.cache.layouts import MeasuresLayout, RowsLayout
 from app.services.cache.memory import MemoryStore
@@ -336,3 +336,26 @@ def test_rows_of_a_frame_are_stored_as_they_are() -> None:
     assert frame.ids == Array.of(held["ids"].astype(np.int64))
     for name, array in rows(job).entry(frame).items():
         assert array.tobytes() == held[name].tobytes()
+
+
+@pytest.mark.parametrize("chunks", [[4096], [1] * 37, [5, 40, 3, 16]])
+async def test_chunks_of_any_length_become_blocks_and_a_row_is_copied_once(
+    chunks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = 0
+
+    def counting(parts: list[Entry]) -> Entry:
+        nonlocal copied
+        copied += sum(len(part["x"]) for part in parts)
+        return joined(parts)
+
+    monkeypatch.setattr(frames, "joined", counting)
+    positions = sum(chunks)
+    layout = rows(Score("a", list(range(positions + 1)), 1, top_k=5))
+    store = MemoryStore(1 << 24, counters())
+    blocks = frames._Blocks(store, layout, 0)
+    for end, count in zip(np.cumsum(chunks).tolist(), chunks, strict=True):
+        blocks.add({"x": np.arange(end - count, end)})
+    held = await store.get([block.key for block in layout.blocks])
+    assert [part["x"].tolist() for part in held if part] == [list(range(b.begin, b.end)) for b in layout.blocks]
+    assert copied == positions

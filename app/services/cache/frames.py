@@ -6,6 +6,7 @@ all who ask at the same time, and stored while it passes. A request never waits 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -153,25 +154,36 @@ class CachedFrames:
 
 
 class _Blocks:
-    """Computed entries, in the worker's chunks, put into the store in the layout's blocks, from `position` on."""
+    """Computed entries, in the worker's chunks, put into the store in the layout's blocks, from `position` on.
+
+    Every row is copied once, however many blocks a chunk holds.
+    """
 
     def __init__(self, store: Store, layout: Layout, position: int) -> None:
         self._store = store
         self._layout = layout
-        self._blocks = iter([block for block in layout.blocks if block.begin >= position])
-        self._next = next(self._blocks, None)
-        self._parts: list[Entry] = []
-        self._position = position
+        self._blocks = deque(block for block in layout.blocks if block.begin >= position)
+        self._parts: deque[Entry] = deque()
+        self._held = 0
 
     def add(self, entry: Entry) -> None:
         self._parts.append(entry)
-        self._position += _positions(entry)
-        while self._next is not None and self._position >= self._next.end:
-            whole = joined(self._parts)
-            size = self._next.end - self._next.begin
-            self._store.put(self._next.key, joined([cut(whole, 0, size)]), bulky=self._layout.bulky)
-            self._parts = [cut(whole, size)] if _positions(whole) > size else []
-            self._next = next(self._blocks, None)
+        self._held += _positions(entry)
+        while self._blocks and self._held >= (size := self._blocks[0].end - self._blocks[0].begin):
+            self._held -= size
+            self._store.put(self._blocks.popleft().key, self._taken(size), bulky=self._layout.bulky)
+
+    def _taken(self, size: int) -> Entry:
+        """The first `size` positions that are held, in memory of their own."""
+        taken: list[Entry] = []
+        while size:
+            part = self._parts.popleft()
+            if _positions(part) > size:
+                self._parts.appendleft(cut(part, size))
+                part = cut(part, 0, size)
+            taken.append(part)
+            size -= _positions(part)
+        return joined(taken)
 
 
 def _positions(entry: Entry) -> int:
