@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import random
 import statistics
@@ -35,7 +36,7 @@ from app.services.cache.keys import POSITIONS, row_positions
 from app.services.cache.redis_store import RedisStore
 from benchmarks.wide import write_pair
 from tests.e2e.redis_server import RedisServer, redis_server
-from tests.e2e.running_service import running
+from tests.e2e.running_service import RunningService, running
 
 TOKENS = 128
 PROMPT = 8
@@ -57,11 +58,18 @@ def service(vocab_size: int, items: int, whole_items: int, rounds: int) -> list[
             "cache_bytes": 2048 * MB,
             "cache_row_bytes": 256 * MB,
         }
-        with running(root, document) as started, httpx.Client(base_url=started.url, timeout=600) as http:
+        with running(root, document) as started, httpx.Client(base_url=_url(started), timeout=600) as http:
             return [
                 _asked(http, vocab_size, items, TOP_K, rounds),
                 _asked(http, vocab_size, whole_items, None, rounds),
             ]
+
+
+def _url(started: RunningService) -> str:
+    for _ in range(5):  # a model of this size may take longer to load than a test waits
+        with contextlib.suppress(TimeoutError):
+            return started.url
+    raise TimeoutError("the service did not start")
 
 
 def _asked(http: httpx.Client, vocab_size: int, items: int, top_k: int | None, rounds: int) -> dict[str, Any]:
@@ -131,7 +139,7 @@ async def store(server: RedisServer, vocab_size: int, whole: bool, rounds: int) 
                 "tail": rng.random(positions),
             }
         cache.put(key, entry, bulky=whole)
-    while len(server.stored()) < blocks:
+    while len(server.stored()) < blocks:  # noqa: ASYNC110 — another process
         await asyncio.sleep(0.01)
     names = [b"rl-onoff:" + key.hex().encode() for key in keys]
     stored = sum(len(value) for value in await raw.mget(names))

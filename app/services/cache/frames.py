@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+import msgspec
+
 from app.config import Settings
 from app.services import replay
 from app.services.cache.counters import CacheCounters
@@ -138,7 +140,11 @@ class CachedFrames:
                             flight.parts.append(entry)
                         pieces.add(entry)
                         self._count(pair, frame, hit=False)
-                        yield layout.answer(entry, position + frame.start)
+                        start = position + frame.start
+                        if isinstance(frame, Rows) and frame.values.dtype == layout.dtype:  # as asked for: no copy
+                            yield msgspec.structs.replace(frame, start=start)
+                        else:
+                            yield layout.answer(entry, start)
                     else:
                         yield frame
 

@@ -24,12 +24,13 @@ _KERNEL_BYTES: Final = 48
 
 
 class Layout(Protocol):
-    """One job's. `bulky`: whole rows. `width` is about the bytes of a position."""
+    """One job's. `bulky`: whole rows. `width` is about the bytes of a position, `dtype` that of the answer's rows."""
 
     blocks: list[Block]
     positions: int
     bulky: bool
     width: int
+    dtype: str
 
     def serves(self, entry: Entry, positions: int) -> bool:
         """Whether the entry has what the job asks for, over so many positions."""
@@ -59,6 +60,7 @@ class RowsLayout:
         vocab_size = (info.a if job.side == "a" else info.b).vocab_size
         self._job = job
         self._vocab_size = vocab_size
+        self.dtype: str = job.dtype
         self.bulky = job.top_k is None
         self.positions = len(job.ids) - job.start
         size = keys.row_positions(vocab_size) if self.bulky else keys.POSITIONS
@@ -93,7 +95,7 @@ class RowsLayout:
             tail = np.maximum(0.0, 1.0 - np.exp(values.astype(np.float64)).sum(axis=-1))
         return Rows(
             start=start,
-            values=in_dtype(values, self._job.dtype),
+            values=in_dtype(values, self.dtype),
             ids=None if ids is None else Array.of(ids.astype(np.int64)),
             token_logprobs=Array.of(entry["token_logprobs"]),
             entropy=Array.of(entry["entropy"]),
@@ -124,6 +126,7 @@ class MeasuresLayout:
     """Of a `Compare`. A set of measures is stored as a whole: its values are of the same pass."""
 
     bulky = False
+    dtype = ""
 
     def __init__(self, job: Compare, namespace: str, info: PairInfo, options: Mapping[str, Any]) -> None:
         self._job = job
