@@ -79,6 +79,11 @@ class Registry:
     def has_model(self, name: str) -> bool:
         return any(name in _names(worker.config) for worker in self._supervisor.pairs.values())
 
+    def models_of(self, pair: str) -> tuple[str, str] | None:
+        """The names of a pair's A and B; None where there is no such pair."""
+        worker = self._supervisor.pairs.get(pair)
+        return None if worker is None else _names(worker.config)
+
     @property
     def pair_names(self) -> list[str]:
         return list(self._supervisor.pairs)

@@ -93,6 +93,22 @@ def test_a_pairs_loglikelihoods_are_the_leaders(url: str, tmp_path: Path) -> Non
     assert led_by_b > 0
 
 
+@pytest.mark.parametrize("model", ["base", "rl"])
+def test_greedy_generations_are_transformers_own(url: str, tmp_path: Path, model: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(DEMO / model)
+    plain = AutoModelForCausalLM.from_pretrained(DEMO / model, dtype=torch.float32)
+    result = evaluate(url, tmp_path, model, "sums", "--gen_kwargs", "temperature=0,do_sample=False")
+    right = 0
+    for sample in result["samples"]["sums"]:
+        prompt = tokenizer(sample["doc"]["prompt"], add_special_tokens=False, return_tensors="pt").input_ids
+        with torch.inference_mode():
+            made = plain.generate(prompt, max_new_tokens=120, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+        text = tokenizer.decode(made[0, prompt.shape[1] :], skip_special_tokens=True)
+        assert sample["resps"][0][0] == text
+        right += text.rstrip().endswith(f"A: {sample['doc']['reference']}")
+    assert result["sums"]["exact_match,last-line"] == pytest.approx(right / LIMIT)
+
+
 @pytest.mark.parametrize("chat", [False, True])
 def test_generations_are_the_native_routes(url: str, tmp_path: Path, chat: bool) -> None:
     task = "sums_chat" if chat else "sums"

@@ -1,6 +1,7 @@
 """Model names of the OpenAI routes: a model, a pair under a configured policy, or a rule in the name itself.
 
 base                          a model of a pair, alone
+A-demo, B-demo                a model by the pair it belongs to, where no model is called so
 demo                          a pair: switched by the default policy, or by the request's `policy`
 careful                       a policy the configuration names (`policies` of a pair)
 switch                        the only pair, as by its own name
@@ -62,14 +63,25 @@ async def resolve(name: str, policy: Policy | None, registry: Registry, wait_sec
 
 
 def _find(name: str, policy: Policy | None, registry: Registry) -> Target:
-    if registry.has_model(name):
+    model = name if registry.has_model(name) else _by_pair(name, registry)
+    if model is not None:
         if policy is not None:
             raise InvalidField(f"{name} is one model: a policy needs a pair, such as `switch`", field="policy")
-        return registry.model(name)
+        return registry.model(model)
     own, pair = _named(name, registry)
     if own is not None and policy is not None:
         raise InvalidField("the model's name holds a policy already: name the pair alone", field="policy")
     return Switched(registry.pair_called(pair), policy or own or DivergencePolicy())
+
+
+def _by_pair(name: str, registry: Registry) -> str | None:
+    """The model that A-PAIR or B-PAIR means, unless a pair or a policy has that name itself."""
+    taken = {*registry.pair_names, *(policy for policies in registry.policies.values() for policy in policies)}
+    side, _, pair = name.partition("-")
+    models = registry.models_of(pair)
+    if side not in ("A", "B") or models is None or name in taken:
+        return None
+    return models[side == "B"]
 
 
 def _named(name: str, registry: Registry) -> tuple[Policy | None, str]:
@@ -81,7 +93,10 @@ def _named(name: str, registry: Registry) -> tuple[Policy | None, str]:
             return policies[name], pair
     if name != _PREFIX and not name.startswith((f"{_PREFIX}:", f"{_PREFIX};")):
         known = [card["id"] for card in cards(registry)]
-        raise UnknownModel(f"no such model; there are {', '.join(known)}, and {_PREFIX}:js>0.1 and its like")
+        raise UnknownModel(
+            f"no such model; there are {', '.join(known)}, A- or B- before a pair's name, "
+            f"and {_PREFIX}:js>0.1 and its like"
+        )
     rule = parse_name(name)
     pairs = registry.pair_names
     if rule.pair is not None and rule.pair not in pairs:

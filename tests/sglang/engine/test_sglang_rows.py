@@ -13,6 +13,7 @@ import torch
 
 from rl_onoff.errors import ConfigurationError, InternalError, InvalidField, LoadError, UnsupportedModel, WorkerLost
 from tests.contract import tiny
+from tests.contract.across import writes_as_transformers
 from tests.contract.backends.sglang import PREFILL
 from tests.contract.conftest import Case, spec
 from tests.contract.test_backend import GREEDY, gap, tokens
@@ -55,6 +56,10 @@ async def test_a_prefix_is_computed_once(llama: Case) -> None:
         before = model.computed
         await sequence.rows(ids, 42)  # 9 rows: those of the tokens at 41..49
         assert model.computed - before == 9
+
+
+async def test_seeds_write_what_they_write_on_transformers(folders: dict[str, tuple[Path, Path]]) -> None:
+    await writes_as_transformers(folders["qwen3"])
 
 
 async def test_a_prompt_is_computed_in_parts(llama: Case) -> None:

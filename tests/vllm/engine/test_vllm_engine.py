@@ -8,7 +8,6 @@ from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -23,9 +22,10 @@ from rl_onoff.errors import (
     WorkerLost,
 )
 from tests.contract import tiny
+from tests.contract.across import writes_as_transformers
 from tests.contract.conftest import Case, spec
 from tests.contract.test_backend import GREEDY, TOLERANCE, gap, tokens
-from tests.contract.test_lookahead import cases, equal, loaded, run, typical_divergences
+from tests.contract.test_lookahead import cases, equal, loaded, typical_divergences
 from workers.backends import load_pair
 from workers.host import answer
 from workers.wire import Generate, ModelSpec, SamplingParams, SwitchGenerate, WorkerSpec
@@ -170,23 +170,7 @@ async def test_nan_fails_its_jobs_and_nothing_else(llama: Case) -> None:
 
 
 async def test_seeds_write_what_they_write_on_transformers(folders: Folders) -> None:
-    plain = [
-        Generate(side, [5, 9, 11 + i], 60, SamplingParams(seed=i, temperature=t, top_k=k, top_p=p, min_p=m))  # type: ignore[arg-type]
-        for side in "ab"
-        for i, (t, k, p, m) in enumerate([(1.0, 0, 1.0, 0.0), (0.7, 10, 1.0, 0.0), (1.3, 0, 0.8, 0.0), (1, 0, 1, 0.1)])
-    ]
-    async with loaded(folders["qwen3"], "float32") as pair:
-        switched = cases(pair, await typical_divergences(pair), 12, seed=5)
-        got = [await tokens(Case(pair, None, None), job) for job in plain]
-        runs = [await run(pair, job) for job in switched]
-    a, b = folders["qwen3"]
-    reference = load_pair(msgspec.structs.replace(spec(a, b), backend="hf"))
-    want = [await tokens(Case(reference, None, None), job) for job in plain]
-    wanted = [await run(reference, job) for job in switched]
-    await reference.close()
-    assert [result[0] for result in got] == [result[0] for result in want]
-    assert [result[2].finish_reason for result in got] == [result[2].finish_reason for result in want]
-    assert [(ids, leads, reason) for ids, leads, _, reason in runs] == [(i, x, r) for i, x, _, r in wanted]
+    await writes_as_transformers(folders["qwen3"])
 
 
 def adapter(base: Path, folder: Path, *targets: str) -> Any:
