@@ -47,6 +47,21 @@ async def test_the_spec_is_the_first_line_and_the_input_stays_open(tmp_path: Pat
     assert await worker.wait() == -signal.SIGTERM
 
 
+async def test_secrets_stay_with_the_service_and_what_the_operator_set_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RL_ONOFF_API_KEYS", "a-key-of-the-service")
+    monkeypatch.setenv("RL_ONOFF_CACHE_URL", "redis://user:password@host")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    seen = tmp_path / "seen"
+    worker = await start(f"import os; open({str(seen)!r}, 'w').write(repr(dict(os.environ)))")
+    environment = await written(seen)
+    assert await worker.wait() == 0
+    assert "a-key-of-the-service" not in environment
+    assert "password" not in environment
+    assert "'OMP_WAIT_POLICY': 'ACTIVE'" in environment
+
+
 @pytest.mark.parametrize(
     ("output", "problem"),
     [

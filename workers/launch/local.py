@@ -26,9 +26,16 @@ COMMAND = (sys.executable, "-m", "workers")
 #: Threads of OpenMP that wait sleep: spinning, on cores shared with anything else, costs several times what it saves.
 _DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE"}
 
+#: The service's secrets, which neither a worker nor the engines it starts has a use for.
+_WITHHELD = frozenset({"RL_ONOFF_API_KEYS", "RL_ONOFF_CACHE_URL"})
+
 _KEPT_OUTPUT = 64 << 10
 #: For the last of its output to arrive, once it has ended.
 _OUTPUT_SECONDS = 1.0
+
+
+def _environment() -> dict[str, str]:
+    return {**_DEFAULTS, **{name: value for name, value in os.environ.items() if name not in _WITHHELD}}
 
 
 class LocalWorker:
@@ -48,7 +55,7 @@ class LocalWorker:
         output, stdout = os.pipe()
         try:
             process = await asyncio.create_subprocess_exec(
-                *command, stdin=stdin, stdout=stdout, start_new_session=True, env={**_DEFAULTS, **os.environ}
+                *command, stdin=stdin, stdout=stdout, start_new_session=True, env=_environment()
             )
         except BaseException as error:
             os.close(life)
