@@ -106,7 +106,8 @@ function showPair() {
     el('option', { value: '', text: 'your own' }),
     ...offered.map(({ prompt }, index) => el('option', { value: String(index), text: prompt.slice(0, 60) })),
   );
-  if (byId('prompt').value === '' && offered.length) chooseExample(0);
+  // Examples may come late: whoever stands in the field by then writes something of his own.
+  if (byId('prompt').value === '' && document.activeElement !== byId('prompt') && offered.length) chooseExample(0);
 }
 
 // ------------------------------------------------------------------------------------------- the problem

@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 
 import httpx
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from tests.e2e.running_service import running, table_pair
 from tests.web.conftest import Visit, ask
@@ -32,6 +32,20 @@ def test_an_error_shows_what_is_wrong_and_the_next_request_works(visit: Visit, d
     expect(notice).to_be_hidden()
     visit.finished()
     assert visit.shown() == undisturbed(demo)
+
+
+def test_examples_that_come_late_leave_alone_what_is_being_written(visit: Visit, demo: str) -> None:
+    held: list[Route] = []
+    visit.page.route("**/examples", lambda route: held.append(route))
+    with visit.page.expect_request("**/examples"):
+        visit.open(demo)
+    prompt = visit.page.locator("#prompt")
+    prompt.focus()
+    held.pop().continue_()
+    expect(visit.page.locator("#example option")).to_have_count(101)
+    expect(prompt).to_have_value("")
+    prompt.press_sequentially("Q: 1+1=")
+    expect(prompt).to_have_value("Q: 1+1=")
 
 
 def test_a_line_that_breaks_is_mended_without_a_trace_in_the_text(visit: Visit, demo: str) -> None:
