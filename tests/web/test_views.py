@@ -159,6 +159,28 @@ def test_a_run_of_the_command_line_opens(visit: Visit, demo: str, tmp_path: Path
             visit.page.click("text=Next →")
 
 
+def test_a_report_opens_and_is_read_without_the_service(visit: Visit, demo: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    data = ["--data", str(DEMO / "problems.jsonl"), "--limit", "2", "--output", str(run), "--url", demo]
+    for command in (["switch", *data], ["report", str(run)]):
+        subprocess.run([sys.executable, "-m", "rl_onoff.cli", *command], check=True, capture_output=True, timeout=120)
+    report = run / "report" / "report.html"
+    rows = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
+    visit.open(demo, "runs")
+    visit.page.set_input_files("#file", str(report))
+    expect(visit.page.locator("#runs h2")).to_contain_text(f"switched {rows[0]['id']}")
+    assert visit.leads("#runs") == rows[0]["leads"]
+    visit.page.goto(f"file://{report}")
+    expect(visit.page.locator("#histogram img")).to_be_visible()
+    assert visit.page.evaluate("[...document.images].every((image) => image.naturalWidth > 0)")
+    visit.page.locator("#texts summary").first.click()
+    shown = visit.page.locator("#texts details[open] .tokens").last.text_content() or ""
+    assert shown.replace("↵", "") == rows[0]["text"]
+    assert [rule["id"] for rule in Axe().run(visit.page).response["violations"]] == []
+    visit.requests = [url for url in visit.requests if not url.startswith((f"file://{report}", "data:"))]
+    visit.page.goto(demo)  # what else was fetched is compared with where a visit ends
+
+
 def test_what_the_page_saves_it_opens_also_by_dropping(visit: Visit, demo: str) -> None:
     visit.open(demo)
     visit.write(PROMPT, seed=1)

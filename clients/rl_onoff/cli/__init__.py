@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperGroup
 
-from rl_onoff.cli import check_pair, demo, distributions, divergence, sample, serve, sweep, switch
+from rl_onoff.cli import check_pair, demo, distributions, divergence, report, sample, serve, sweep, switch
 from rl_onoff.cli.console import messages
 from rl_onoff.cli.output import written
 from rl_onoff.errors import OnOffError, RequestError, RunError, RunLocked
@@ -74,4 +74,5 @@ app.command()(distributions.distributions)
 app.command()(divergence.divergence)
 app.command()(switch.switch)
 app.command()(sweep.sweep)
+app.command()(report.report)
 app.command()(check_pair.check_pair)

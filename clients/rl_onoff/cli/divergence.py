@@ -36,6 +36,9 @@ def divergence(
     per_model: Annotated[
         bool, typer.Option("--per-model", help="Messages through each model's own chat template, not A's alone.")
     ] = False,
+    noise_floor: Annotated[
+        bool, typer.Option("--noise-floor", help="Also how far the arithmetic alone puts the models apart.")
+    ] = False,
     output: dataset.Output = None,
     resume: dataset.Resume = False,
     limit: dataset.Limit = None,
@@ -55,7 +58,7 @@ def divergence(
     """Compare A and B at every token of given solutions: a column, or the samples of a run (--data FOLDER)."""
     chosen: Literal["nats", "bits"] = "bits" if units is Units.BITS else "nats"
     mode: Literal["shared", "per_model"] = "per_model" if per_model else "shared"
-    task = Divergence(a, b, tuple(measure or ("js", "kl_ab", "kl_ba")), chosen, temperature, mode)
+    task = Divergence(a, b, tuple(measure or ("js", "kl_ab", "kl_ba")), chosen, temperature, mode, noise_floor)
     job = dataset.Job(
         task,
         data,

@@ -49,6 +49,7 @@ class Study(Request):
     seed: Annotated[int, Field(ge=0)] = 0
     sampling: dict[str, Any] = Field(default={})
     metrics: list[str] = Field(default=[])
+    measures: list[str] = Field(default=[], description="recorded for every token beside the policy's own")
     columns: dict[Literal["id", "prompt", "messages", "solution", "reference"], str] = Field(default={})
     template: str | None = None
     chat: bool = False
@@ -146,6 +147,7 @@ async def sweep(
                     n=study.n,
                     seed=study.seed,
                     sampling=study.sampling,
+                    measures=tuple(study.measures),
                 )
                 summary = await carry(task, output / name, reader)
                 share = summary.get("b_fraction", 0.0)

@@ -181,6 +181,7 @@ class SwitchTask(_Scored, Task):
         return _of(row, sample) | {
             "text": answer.text,
             "token_ids": answer.token_ids,
+            "tokens": answer.tokens,
             "prompt_ids": answer.receipt.prompt_ids,
             "leads": answer.leads,
             "b_fraction": answer.b_fraction,
@@ -204,6 +205,7 @@ class Divergence(Task):
     units: Literal["nats", "bits"] = "nats"
     temperature: float = 1.0
     prompt_mode: Literal["shared", "per_model"] = "shared"
+    noise_floor: bool = False
 
     command = "divergence"
     needs = ("prompt", "solution")
@@ -218,7 +220,7 @@ class Divergence(Task):
             "units": self.units,
             "temperature": self.temperature,
             "prompt_mode": self.prompt_mode,
-        }
+        } | ({"noise_floor": True} if self.noise_floor else {})
 
     async def work(self, client: AsyncClient, row: Row, missing: Collection[int]) -> list[Record]:
         answer = await client.divergence(
@@ -229,8 +231,12 @@ class Divergence(Task):
             units=self.units,
             temperature=self.temperature,
             prompt_mode=self.prompt_mode,
+            noise_floor=self.noise_floor,
         )
-        return [_of(row, 0) | answer.items[0].model_dump()]
+        record = _of(row, 0) | answer.items[0].model_dump()
+        if answer.noise_floor is not None:
+            record["noise_floor"] = answer.noise_floor.model_dump()
+        return [record]
 
 
 @dataclass(frozen=True)
