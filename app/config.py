@@ -141,6 +141,9 @@ class Settings(BaseSettings):
     most_deaths: int = Field(
         default=6, ge=1, description="of one worker in ten minutes: then the service ends, code 70"
     )
+    reconnect_seconds: float = Field(
+        default=120, ge=0, description="how long a switched stream is kept for a client that comes back; 0: not at all"
+    )
     ping_seconds: float = Field(default=15, gt=0, description="between comments in an idle event stream")
     send_seconds: float = Field(default=30, gt=0, description="a client that reads nothing for so long is cut off")
 

@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 from app.config import Settings
 from app.services.cache.frames import Cache
 from app.services.drain import Drain
+from app.services.reconnect import Streams
 from app.services.registry import Registry
 from app.services.supervisor import Supervisor
 
@@ -24,6 +25,7 @@ class Service:
     registry: Registry
     drain: Drain
     cache: Cache
+    streams: Streams
     started: int = field(default_factory=lambda: int(time.time()))
 
 

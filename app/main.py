@@ -25,6 +25,7 @@ from app.server import Server, bound
 from app.services.cache.counters import CacheCounters
 from app.services.cache.frames import Cache
 from app.services.drain import Drain
+from app.services.reconnect import Streams
 from app.services.registry import Registry
 from app.services.supervisor import CrashLoop, Supervisor
 from app.sources import check_sources
@@ -51,7 +52,7 @@ def create_app(settings: Settings) -> FastAPI:
     """The service; who serves it starts and stops `service.supervisor`. Routes answer 503 until workers are ready."""
     supervisor = Supervisor(settings)
     cache = Cache(settings, CacheCounters(supervisor.telemetry.registry))
-    service = Service(settings, supervisor, Registry(supervisor), Drain(), cache)
+    service = Service(settings, supervisor, Registry(supervisor), Drain(), cache, Streams(settings.reconnect_seconds))
     app = FastAPI(
         title="rl-onoff",
         version=__version__,

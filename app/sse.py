@@ -65,14 +65,24 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[Sendable, None], *, settings: Settings, drain: Drain) -> None:
+    def __init__(
+        self,
+        events: AsyncGenerator[Sendable, None],
+        *,
+        settings: Settings,
+        drain: Drain,
+        emitted: int = 0,
+        superseded: asyncio.Event | None = None,
+    ) -> None:
+        """`emitted` tokens went out on an earlier connection; once `superseded`, the rest goes out on another."""
         self.status_code = 200
         self.background = None
         self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         self._events = events
         self._settings = settings
         self._drain = drain
-        self._emitted = 0
+        self._emitted = emitted
+        self._superseded = superseded or asyncio.Event()
         self._ended = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -84,9 +94,10 @@ class EventStream(Response):
         ping = asyncio.create_task(self._ping(write))
         gone = asyncio.create_task(disconnected(receive))
         expired = asyncio.create_task(self._drain.expired.wait())
-        tasks = (pump, ping, gone, expired)
+        superseded = asyncio.create_task(self._superseded.wait())
+        tasks = (pump, ping, gone, expired, superseded)
         try:
-            await asyncio.wait({pump, gone, expired}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({pump, gone, expired, superseded}, return_when=asyncio.FIRST_COMPLETED)
             left = gone.done()
         finally:
             for task in tasks:
@@ -97,6 +108,8 @@ class EventStream(Response):
             return
         if isinstance(outcomes[0], Exception):
             raise outcomes[0]
+        if self._superseded.is_set() and not self._ended:
+            raise ClientStalled("its stream goes on in another connection")
         if not self._ended:
             await write(self._error(ShuttingDown("the service is shutting down"), scope))
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Request
 
 from app.body import StrictRoute
 from app.deps import ServiceDep
@@ -12,6 +14,14 @@ from app.services.events import result
 from app.sse import EventStream, begin
 from app.watch import attended
 from rl_onoff.schemas import SwitchRequest, SwitchResponse
+
+LastEventId = Annotated[
+    str,
+    Header(
+        description="the `id` of the last event of a stream that broke off",
+        json_schema_extra={"pattern": "^((switch-)?[0-9]{1,9})?$"},  # `Place` holds to it, and names the field
+    ),
+]
 
 router = APIRouter(route_class=StrictRoute, tags=["generation"])
 
@@ -23,17 +33,29 @@ router = APIRouter(route_class=StrictRoute, tags=["generation"])
     summary="One text by both models: B leads where the policy says so",
 )
 async def post_switch_generate(
-    body: SwitchRequest, request: Request, service: ServiceDep
+    body: SwitchRequest, request: Request, service: ServiceDep, last_event_id: LastEventId = ""
 ) -> SwitchResponse | EventStream:
     """With `stream: true`: `token` events, each change of the lead as a `switch` event before the token it applies
     to, then one `done` (the response) or `error`."""
     settings = service.settings
 
     async def stream() -> EventStream:
-        events = await begin(await switch.start(body, service.registry), settings.ping_seconds)
-        return EventStream(events, settings=settings, drain=service.drain)
+        opened, events = await service.streams.open(
+            body,
+            service.registry,
+            last_event_id=last_event_id,
+            request_id=request.state.request_id,
+            client=request.headers.get("authorization", ""),
+        )
+        return EventStream(
+            await begin(events, settings.ping_seconds),
+            settings=settings,
+            drain=service.drain,
+            emitted=opened.place.token,
+            superseded=opened.superseded,
+        )
 
     async def whole() -> SwitchResponse:
-        return await result(await switch.start(body, service.registry), SwitchResponse)
+        return await result((await switch.prepare(body, service.registry)).events(), SwitchResponse)
 
     return await attended(stream() if body.stream else whole(), request, service.drain)

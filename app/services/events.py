@@ -2,34 +2,72 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
-from rl_onoff.errors import InternalError
+from rl_onoff.errors import InternalError, InvalidField
 from rl_onoff.schemas import Response
 
 R = TypeVar("R", bound=Response)
+
+
+Kind = Literal["token", "switch", "done", "comment"]
+
+_ID = re.compile(r"(switch-)?([0-9]{1,9})")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Between two events of a stream: before `token` and, unless the switch was `switched`, before that."""
+
+    token: int
+    switched: bool = False
+
+    @classmethod
+    def after(cls, last_event_id: str) -> Place:
+        """Where a client that has the event of this id goes on. Raises InvalidField for what is none."""
+        match = _ID.fullmatch(last_event_id)
+        if match is None:
+            raise InvalidField("is no id of an event of this stream", field="Last-Event-ID")
+        position = int(match[2])
+        return cls(position, switched=True) if match[1] else cls(position + 1)
+
+    @property
+    def id(self) -> str:
+        """Of the event before: a token's index, or `switch-` and the index of the token that is to follow.
+
+        With one id for both, a line that was cut between them would cost the token.
+        """
+        return f"switch-{self.token}" if self.switched else str(self.token - 1)
+
+
+BEGINNING = Place(0)
 
 
 class Sendable(Protocol):
     """One event of a stream; a `done` ends it."""
 
     @property
-    def name(self) -> Literal["token", "switch", "done"]: ...
+    def name(self) -> Kind: ...
 
     def encode(self) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    name: Literal["token", "switch", "done"]
-    data: Response
-    id: int | None = None
+    """One server-sent event, or a comment, which clients pass over."""
+
+    name: Kind
+    data: Response | str
+    id: int | str | None = None
 
     def encode(self) -> bytes:
         """As a server-sent event: ASCII, since some clients break lines at U+2028 too."""
+        if isinstance(self.data, str):
+            return f": {self.data}\n\n".encode("ascii")
         lines = f"event: {self.name}\n" + (f"id: {self.id}\n" if self.id is not None else "")
         return f"{lines}data: {self.data.model_dump_json(by_alias=True, ensure_ascii=True)}\n\n".encode()
 

@@ -6,14 +6,14 @@ import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from app.services import replay
 from app.services.detokenize import Piece, TextStream
 from app.services.nulls import finites
+from app.services.replay import Delivered, Paused, go_on
 from app.services.supervisor import LoadedPair
 from rl_onoff.errors import InternalError
 from rl_onoff.schemas import FinishReason, Sampling, TopTokens
 from rl_onoff.schemas import Usage as UsageOut
-from workers.wire import Done, Generate, SamplingParams, SwitchGenerate, Tokens, Usage
+from workers.wire import Done, Frame, Generate, SamplingParams, SwitchGenerate, Tokens, Usage
 
 
 class Generation:
@@ -31,10 +31,12 @@ class Generation:
         self.usage = Usage()
         self.finish_reason: FinishReason = "length"
         self.tokens: list[str] = []
+        self._whole = False
         self._given = given
         self._pair = pair
         self._job = job
         self._stream = text
+        self._delivered = Delivered()
 
     @property
     def text(self) -> str:
@@ -42,31 +44,53 @@ class Generation:
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """Every token with its text, as soon as that is certain. Ends the worker's job at a stop string."""
-        async with aclosing(replay.run(self._pair, self._job)) as frames:
-            async for frame in frames:
-                if isinstance(frame, Done):
-                    self.usage = frame.usage
-                    self.finish_reason = frame.finish_reason or "length"
-                    break
-                if not isinstance(frame, Tokens):
-                    raise InternalError("the worker answered a generation with something else")
-                self.usage = frame.usage
-                for index in range(len(frame.ids)):
-                    self._record(frame, index)
-                    for piece in self._own(self._stream.push(frame.ids[index])):
-                        yield piece
-                    if self._stream.stopped:
-                        self.finish_reason = "stop"
-                        return
-        for piece in self._own(self._stream.finish()):
-            yield piece
-        if self._stream.stopped:
-            self.finish_reason = "stop"
+        async with aclosing(self.progress()) as progress:
+            async for piece in progress:
+                if isinstance(piece, Piece):
+                    yield piece
 
-    def _own(self, pieces: list[Piece]) -> list[Piece]:
-        own = [Piece(piece.index - self._given, piece.id, piece.text) for piece in pieces if piece.index >= self._given]
-        self.tokens += [piece.text for piece in own]
-        return own
+    async def progress(self, start: int = 0) -> AsyncGenerator[Piece | Paused, None]:
+        """The pieces from token `start` on, and the moments from which on a worker is awaited.
+
+        What is closed may be iterated again, from any token: what is known is told from the record, and the work goes
+        on at the token where it was ended. Not twice at the same time.
+        """
+        while start < len(self.tokens):
+            yield Piece(start, self.token_ids[start], self.tokens[start])
+            start += 1
+        if self._whole:
+            return
+        async with aclosing(go_on(self._pair, self._job, self._delivered)) as frames:
+            async for frame in frames:
+                if isinstance(frame, Paused):
+                    yield frame
+                    continue
+                self._take(frame)  # whole, before anything is given out: who stops here may come back
+                while start < len(self.tokens):
+                    yield Piece(start, self.token_ids[start], self.tokens[start])
+                    start += 1
+                if self._whole:
+                    return
+
+    def _take(self, frame: Frame) -> None:
+        if not isinstance(frame, Tokens | Done):
+            raise InternalError("the worker answered a generation with something else")
+        self.usage = frame.usage
+        if isinstance(frame, Done):
+            self._whole = True
+            self._own(self._stream.finish())
+            self.finish_reason = "stop" if self._stream.stopped else frame.finish_reason or "length"
+            return
+        for index in range(len(frame.ids)):
+            self._record(frame, index)
+            self._own(self._stream.push(frame.ids[index]))
+            if self._stream.stopped:
+                self._whole = True
+                self.finish_reason = "stop"
+                return
+
+    def _own(self, pieces: list[Piece]) -> None:
+        self.tokens += [piece.text for piece in pieces if piece.index >= self._given]
 
     def _record(self, frame: Tokens, index: int) -> None:
         self.token_ids.append(frame.ids[index])

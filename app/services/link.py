@@ -40,6 +40,11 @@ class Link:
             auto_decompress=False,
         )
 
+    @property
+    def closed(self) -> bool:
+        """Whether its worker has ended."""
+        return self._session.closed
+
     async def info(self) -> wire.PairInfo:
         """Raises WorkerUnavailable until the worker has loaded its pair."""
         return await self._get("/info", wire.PairInfo)
@@ -50,6 +55,8 @@ class Link:
     async def run(self, job: wire.Job) -> AsyncGenerator[wire.Frame, None]:
         """The job's frames, `Done` last; a `Failed` frame is raised. Closing the generator cancels the job."""
         meter = self._meter() if self._meter is not None else None
+        if self.closed:
+            raise WorkerUnavailable("the worker is being restarted", retry_after=1)
         try:
             async with self._opening:  # the worker sends its headers at once
                 request = self._session.post(f"{_HOST}/run", data=wire.encode(job))

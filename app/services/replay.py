@@ -34,14 +34,29 @@ from workers.wire import (
 )
 
 
+class Paused:
+    """The worker is gone: what follows will come from its successor."""
+
+
 async def run(pair: LoadedPair, job: Job) -> AsyncGenerator[Frame, None]:
     """As `Link.run`, whatever becomes of workers in between.
 
     Raises WorkerLost or WorkerUnavailable when no worker with the same models comes back in time, and when nearly as
     many die over this job, without a frame in between, as would end the service.
     """
-    delivered = _Delivered()
-    rest: Job | Done = job
+    async with aclosing(go_on(pair, job, Delivered())) as frames:
+        async for frame in frames:
+            if not isinstance(frame, Paused):
+                yield frame
+
+
+async def go_on(pair: LoadedPair, job: Job, delivered: Delivered) -> AsyncGenerator[Frame | Paused, None]:
+    """The frames of `run` that were not yet `delivered`, which keeps the account: closed and called again with it, it
+    goes on where it was."""
+    if pair.link.closed:  # it ended while nobody listened
+        yield Paused()
+        pair = await pair.revived()
+    rest: Job | Done = delivered.rest(job, pair.info) if delivered.anything else job
     deaths = 0
     while not isinstance(rest, Done):
         before = msgspec.structs.asdict(delivered.usage), delivered.positions
@@ -55,19 +70,24 @@ async def run(pair: LoadedPair, job: Job) -> AsyncGenerator[Frame, None]:
             deaths += 1
             if deaths >= pair.worker.most_deaths - 1:  # it may be what kills them: before it ends the service
                 raise
+            yield Paused()
         pair = await pair.revived()
         rest = delivered.rest(job, pair.info)
     yield rest
 
 
 @dataclass(slots=True)
-class _Delivered:
-    """What the client has of a job's answer."""
+class Delivered:
+    """What came of a job's answer so far."""
 
     ids: list[int] = field(default_factory=list)
     leads: list[Lead] = field(default_factory=list)
     positions: int = 0
     usage: Usage = Usage()  # noqa: RUF009 — frozen
+
+    @property
+    def anything(self) -> bool:
+        return bool(self.ids or self.leads or self.positions)
 
     def add(self, frame: Frame, spent: dict[str, int], positions: int) -> Frame:
         """The frame as one worker alone would have sent it: cost and positions counted from the job's beginning."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
-from app.services.events import Event
+from app.services.events import BEGINNING, Event, Place
 from app.services.generation import Generation, drawn_seed, sampling_params, total_usage
 from app.services.ids import new_id
 from app.services.prompts import prompt_ids, tokens_to_generate
 from app.services.registry import Registry, ServedPair
+from app.services.replay import Paused
 from rl_onoff.errors import InvalidField
 from rl_onoff.policy import AlwaysB, Lead, Policy, initial_state, state_after
 from rl_onoff.schemas import Receipt, Switch, SwitchRequest, SwitchResponse, SwitchToken
@@ -18,8 +19,8 @@ from rl_onoff.version import __version__
 from workers.wire import SwitchGenerate
 
 
-async def start(request: SwitchRequest, registry: Registry) -> AsyncGenerator[Event, None]:
-    """Check everything that can be checked; the events that follow are the work."""
+async def prepare(request: SwitchRequest, registry: Registry) -> SwitchRun:
+    """Check everything that can be checked; the run's events are the work."""
     served = registry.pair(request.a, request.b)
     codec = served.pair.codec
     ids = await prompt_ids(request, codec, codec.template_side(served.side_a))
@@ -27,26 +28,51 @@ async def start(request: SwitchRequest, registry: Registry) -> AsyncGenerator[Ev
     max_tokens = tokens_to_generate(request.sampling, codec, len(ids) + len(given), "sampling.max_tokens")
     settled = {"seed": drawn_seed(request.sampling), "max_tokens": max_tokens}
     request = request.model_copy(update={"sampling": request.sampling.model_copy(update=settled)})
-    return _events(request, served, ids, _generation(request, served, ids, given))
+    return SwitchRun(request, served, ids, _generation(request, served, ids, given))
 
 
-async def _events(
-    request: SwitchRequest, served: ServedPair, ids: list[int], generation: Generation
-) -> AsyncGenerator[Event, None]:
-    watched = request.policy.watched
-    switches: list[Switch] = []
-    lead = first_lead(request.policy) if request.given is None else _lead(request.given.leads[-1])
-    async with aclosing(generation.pieces()) as pieces:
-        async for piece in pieces:
-            now = _lead(generation.leads[piece.index])
-            value = generation.values[watched][piece.index]
-            if now != lead:
-                switches.append(Switch(position=piece.index, from_=lead, to=now, value=value))
-                yield Event("switch", switches[-1], piece.index)
-                lead = now
-            token = SwitchToken(index=piece.index, id=piece.id, text=piece.text, lead=now, divergence=value)
-            yield Event("token", token, piece.index)
-    yield Event("done", _response(request, served, ids, generation, switches))
+@dataclass(frozen=True, slots=True)
+class SwitchRun:
+    """A text and how far it has come. Its events can be had again from any one on; not twice at the same time."""
+
+    request: SwitchRequest
+    served: ServedPair
+    ids: list[int]
+    generation: Generation
+
+    async def events(self, after: Place = BEGINNING) -> AsyncGenerator[Event, None]:
+        """What follows `after`. Raises InvalidField where the text ends before."""
+        generation = self.generation
+        values = generation.values.setdefault(self.request.policy.watched, [])
+        first = after.token
+        async with aclosing(generation.progress(first)) as progress:
+            async for piece in progress:
+                if isinstance(piece, Paused):
+                    yield Event("comment", "the worker is gone; its successor goes on from here")
+                    continue
+                index, lead = piece.index, _lead(generation.leads[piece.index])
+                if lead != self._lead_before(index) and not (index == first and after.switched):
+                    yield Event("switch", self._switch(index), Place(index, switched=True).id)
+                token = SwitchToken(index=index, id=piece.id, text=piece.text, lead=lead, divergence=values[index])
+                yield Event("token", token, Place(index + 1).id)
+        if first > len(generation.tokens) or (after.switched and first == len(generation.tokens)):
+            raise InvalidField(f"the text has {len(generation.tokens)} tokens", field="Last-Event-ID")
+        yield Event("done", _response(self.request, self.served, self.ids, generation, self._switches()))
+
+    def _lead_before(self, index: int) -> Lead:
+        if index > 0:
+            return _lead(self.generation.leads[index - 1])
+        given = self.request.given
+        return first_lead(self.request.policy) if given is None else _lead(given.leads[-1])
+
+    def _switch(self, index: int) -> Switch:
+        value = self.generation.values[self.request.policy.watched][index]
+        before, now = self._lead_before(index), _lead(self.generation.leads[index])
+        return Switch(position=index, from_=before, to=now, value=value)
+
+    def _switches(self) -> list[Switch]:
+        leads = self.generation.leads
+        return [self._switch(index) for index, lead in enumerate(leads) if lead != self._lead_before(index)]
 
 
 def _generation(request: SwitchRequest, served: ServedPair, ids: list[int], given: list[int]) -> Generation:

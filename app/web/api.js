@@ -138,19 +138,22 @@ export function pause(ms, signal) {
  */
 
 /**
- * Streams `/switch-generate`; the result. A connection that breaks is made again with the same request: since a seed
- * fixes the text, tokens that were seen already are passed over. `body` must have a seed.
+ * Streams `/switch-generate`; the result. A connection that breaks is made again with the same request and the id of
+ * the last event: the text goes on there, and since a seed fixes it, also in a service that was started anew. `body`
+ * must have a seed.
  *
  * @param {any} body @param {Listener} listener @param {AbortSignal} signal @returns {Promise<any>}
  */
 export async function streamSwitch(body, listener, signal) {
   /** @type {number[]} */
   const seen = [];
+  /** @type {Record<string, string>} */
+  const place = {};
   let deadline = performance.now() + PATIENCE_MS;
   for (let attempt = 0; ; attempt += 1) {
     const before = seen.length;
     try {
-      return await streamOnce(body, seen, listener, signal);
+      return await streamOnce(body, seen, place, listener, signal);
     } catch (error) {
       const lost = error instanceof ConnectionLost || (error instanceof Problem && error.retryable);
       if (seen.length > before) {
@@ -164,18 +167,25 @@ export async function streamSwitch(body, listener, signal) {
   }
 }
 
-/** @param {any} body @param {number[]} seen @param {Listener} listener @param {AbortSignal} signal */
-async function streamOnce(body, seen, listener, signal) {
-  const response = await answered('/switch-generate', posted({ ...body, stream: true }), {
-    signal,
-    onWait: listener.onWait,
-  });
+/**
+ * `place` holds the headers that tell the service where to go on.
+ *
+ * @param {any} body @param {number[]} seen @param {Record<string, string>} place
+ * @param {Listener} listener @param {AbortSignal} signal
+ */
+async function streamOnce(body, seen, place, listener, signal) {
+  const request = posted({ ...body, stream: true });
+  const headers = { ...request.headers, ...place };
+  const response = await answered('/switch-generate', { ...request, headers }, { signal, onWait: listener.onWait });
+  const requestId = response.headers.get('X-Request-Id');
+  if (requestId !== null) place['X-Request-Id'] = requestId;
   /** @type {any} */
   let result = null;
   /** @type {Problem | null} */
   let failure = null;
   try {
-    await readEvents(/** @type {ReadableStream<Uint8Array>} */ (response.body), ({ name, data }) => {
+    await readEvents(/** @type {ReadableStream<Uint8Array>} */ (response.body), ({ name, id, data }) => {
+      if (id !== null) place['Last-Event-ID'] = id;
       if (name === 'token') {
         if (seen[data.index] === data.id) return;
         if (data.index < seen.length) {
@@ -184,8 +194,10 @@ async function streamOnce(body, seen, listener, signal) {
         }
         seen.push(data.id);
         listener.onToken(data);
-      } else if (name === 'done') result = data;
-      else if (name === 'error') failure = new Problem(data, data.status);
+      } else if (name === 'done') {
+        result = data;
+        tellOtherText(result, seen, listener);
+      } else if (name === 'error') failure = new Problem(data, data.status);
     });
   } catch (error) {
     if (signal.aborted || error instanceof SyntaxError) throw error;
@@ -194,4 +206,23 @@ async function streamOnce(body, seen, listener, signal) {
   if (failure !== null) throw failure;
   if (result === null) throw new ConnectionLost();
   return result;
+}
+
+/**
+ * A service that was started anew with other models ends another text than the one that was begun: shown from where
+ * they part.
+ *
+ * @param {any} result @param {number[]} seen @param {Listener} listener
+ */
+function tellOtherText(result, seen, listener) {
+  const { token_ids: ids, tokens, leads, divergences } = result;
+  const first = ids.findIndex((/** @type {number} */ id, /** @type {number} */ index) => seen[index] !== id);
+  const from = first < 0 ? ids.length : first;
+  if (from === ids.length && seen.length === ids.length) return;
+  seen.length = from;
+  listener.onRewind(from);
+  for (let index = from; index < ids.length; index += 1) {
+    seen.push(ids[index]);
+    listener.onToken({ index, id: ids[index], text: tokens[index], lead: leads[index], divergence: divergences[index] });
+  }
 }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from secrets import randbits
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -25,6 +26,8 @@ from rl_onoff.schemas import (
 JSON = "application/json"
 EVENTS = "text/event-stream"
 SAFETENSORS = "application/vnd.safetensors"
+#: What survives JSON in every language.
+_SEED_BITS = 53
 
 ResponseT = TypeVar("ResponseT", bound=Response)
 RequestT = TypeVar("RequestT", bound=Request)
@@ -38,11 +41,18 @@ class Call:
     path: str
     body: bytes | None = None
     accept: str = JSON
+    more_headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def headers(self) -> dict[str, str]:
         """What the body is and which answer is wanted."""
-        return {"Accept": self.accept} | ({} if self.body is None else {"Content-Type": JSON})
+        kinds = {"Accept": self.accept} | ({} if self.body is None else {"Content-Type": JSON})
+        return {**kinds, **self.more_headers}
+
+    def after(self, event_id: str | None, request_id: str | None) -> Call:
+        """The same call, for the events that follow the one of this id."""
+        known = {"Last-Event-ID": event_id, "X-Request-Id": request_id}
+        return replace(self, more_headers={name: value for name, value in known.items() if value})
 
 
 def get(path: str) -> Call:
@@ -61,7 +71,11 @@ def switch_generate(prompt: str | None, fields: Mapping[str, Any], *, stream: bo
     if isinstance(policy := values.get("policy"), Policy):
         # `kind` has a default in Python but is what tells policies apart in JSON.
         values["policy"] = {"kind": policy.kind, **policy.model_dump(exclude_unset=True)}
-    return _post("/switch-generate", _build(SwitchRequest, values), stream=stream)
+    request = _build(SwitchRequest, values)
+    if stream and request.sampling.seed is None:  # a text can be written again, from anywhere, if its seed is known
+        seeded = request.sampling.model_copy(update={"seed": randbits(_SEED_BITS)})
+        request = request.model_copy(update={"sampling": seeded})
+    return _post("/switch-generate", request, stream=stream)
 
 
 def distributions(items: Sequence[ItemLike], fields: Mapping[str, Any], *, full: bool) -> Call:

@@ -84,9 +84,13 @@ class Session:
         self._settings = settings
         self._http = httpx.Client(transport=transport, **settings.options())
 
+    def retries(self) -> Retries:
+        """Of one call."""
+        return Retries(self._settings.backoff)
+
     def open(self, call: Call, *, retry: bool = True) -> httpx.Response:
         """A successful response whose body is still to be read; the caller closes it."""
-        retries = Retries(self._settings.backoff)
+        retries = self.retries()
         while True:
             try:
                 return self._attempt(call)
@@ -147,9 +151,13 @@ class AsyncSession:
         self._settings = settings
         self._http = httpx.AsyncClient(transport=transport, **settings.options())
 
+    def retries(self) -> Retries:
+        """Of one call."""
+        return Retries(self._settings.backoff)
+
     async def open(self, call: Call, *, retry: bool = True) -> httpx.Response:
         """A successful response whose body is still to be read; the caller closes it."""
-        retries = Retries(self._settings.backoff)
+        retries = self.retries()
         while True:
             try:
                 return await self._attempt(call)

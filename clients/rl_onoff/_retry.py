@@ -12,7 +12,7 @@ from typing import Final
 
 import httpx
 
-from rl_onoff.errors import OnOffError, OutOfMemory, TransportError, WorkerLost
+from rl_onoff.errors import OnOffError, OutOfMemory, StreamTruncated, TransportError, WorkerLost
 
 RETRIED_STATUS: Final = {429, 503}
 # No connection came to be: the service has not seen the request.
@@ -60,6 +60,10 @@ class Retries:
             return self._a_few_times(error)
         return None
 
+    def went_on(self) -> None:
+        """What the call was made for has come closer: later failures are counted anew."""
+        self._turned_away = self._broke_off = 0
+
     def _while_time_is_left(self, error: OnOffError) -> float | None:
         if not self._turned_away:
             self._until = monotonic() + self.backoff.retry_seconds
@@ -90,6 +94,8 @@ def _was_turned_away(error: OnOffError) -> bool:
 
 
 def _has_broken_off(error: OnOffError) -> bool:
+    if isinstance(error, StreamTruncated):
+        return True
     if isinstance(error, TransportError):
         return isinstance(error.__cause__, _RESET)
     return _is_retried_answer(error) and isinstance(error, _BROKE_OFF)

@@ -166,7 +166,12 @@ class Client:
         """Generate while a policy decides, token by token, which model leads: `POST /switch-generate`."""
         call = _calls.switch_generate(prompt, fields, stream=stream)
         if stream:
-            return Stream(self._session.open(call), SWITCH)
+            return Stream(
+                self._session.open(call),
+                SWITCH,
+                lambda event_id, request_id: self._session.open(call.after(event_id, request_id)),
+                self._session.retries(),
+            )
         return parse(SwitchResponse, self._session.send(call).content)
 
     def models(self) -> ModelsResponse:
@@ -290,7 +295,12 @@ class AsyncClient:
         """Generate while a policy decides, token by token, which model leads: `POST /switch-generate`."""
         call = _calls.switch_generate(prompt, fields, stream=stream)
         if stream:
-            return AsyncStream(await self._session.open(call), SWITCH)
+            return AsyncStream(
+                await self._session.open(call),
+                SWITCH,
+                lambda event_id, request_id: self._session.open(call.after(event_id, request_id)),
+                self._session.retries(),
+            )
         return parse(SwitchResponse, (await self._session.send(call)).content)
 
     async def models(self) -> ModelsResponse:

@@ -9,6 +9,7 @@ again from it.
     │   ├── MalformedRequest         400  not JSON, or JSON no request can be made of
     │   ├── Unauthorized             401
     │   ├── UnknownModel             404  no such model or pair is served
+    │   ├── UnknownStream            404  no such stream to go on with, and no seed to write it again
     │   ├── NotFound                 404  no such route or resource
     │   ├── MethodNotAllowed         405
     │   ├── NotAcceptable            406  the answer exists only in another representation
@@ -100,6 +101,10 @@ class Unauthorized(RequestError):
 
 class UnknownModel(RequestError):
     slug, title, status = "unknown-model", "Unknown model", 404
+
+
+class UnknownStream(RequestError):
+    slug, title, status = "unknown-stream", "Unknown stream", 404
 
 
 class NotFound(RequestError):

@@ -1,7 +1,7 @@
 """Streams of typed events, from server-sent events.
 
 A stream ends with its result as the last event, or with an exception: the problem the service reported, or
-`StreamTruncated` when the connection ended without a word.
+`StreamTruncated` when the connection ended without a word (and no other could be opened).
 
     with client.switch_generate("Q: 49-8-6+7=", stream=True) as stream:
         for event in stream:
@@ -12,12 +12,18 @@ A stream ends with its result as the last event, or with an exception: the probl
                     print(f"[{event.to}]", end="")
     print(stream.result.b_fraction)
 
+A stream of `switch_generate` whose connection breaks is opened again where it was, with the retries of the client: the
+events go on as though nothing had happened.
+
 Reading may stop at any event: leaving the block closes the connection, and the service stops generating.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, Self, TypeVar
@@ -26,6 +32,7 @@ import httpx
 from httpx_sse import EventSource, ServerSentEvent, SSEError
 
 from rl_onoff._calls import parse
+from rl_onoff._retry import Retries
 from rl_onoff.errors import OnOffError, ServiceError, StreamTruncated, from_problem
 from rl_onoff.schemas import (
     GenerateResponse,
@@ -53,14 +60,24 @@ GENERATE: Kinds[GenerateToken, GenerateResponse] = Kinds({"token": GenerateToken
 SWITCH: Kinds[SwitchToken | Switch, SwitchResponse] = Kinds({"token": SwitchToken, "switch": Switch}, SwitchResponse)
 
 
+_OTHER_TEXT = (
+    "the service went on with another text than it had begun: its models are no longer those that answered first"
+)
+
+
 class _Stream(Generic[EventT, ResultT]):
     """What both kinds of stream share: all but reading from the connection."""
 
-    def __init__(self, response: httpx.Response, kinds: Kinds[EventT, ResultT]) -> None:
+    def __init__(self, response: httpx.Response, kinds: Kinds[EventT, ResultT], retries: Retries | None) -> None:
         self._response = response
         self._kinds = kinds
         self._result: ResultT | None = None
         self._events = 0
+        self._last_id: str | None = None
+        self._tokens: list[int] = []
+        self._retries = retries
+        self._was_closed = False
+        self._reopened = False
 
     @property
     def request_id(self) -> str | None:
@@ -83,7 +100,10 @@ class _Stream(Generic[EventT, ResultT]):
     def _decode(self, sse: ServerSentEvent) -> EventT | ResultT | None:
         """The event, None for one this version does not know; `error` raises."""
         if sse.event == "done":
-            self._result = parse(self._kinds.result, sse.data)
+            result = parse(self._kinds.result, sse.data)
+            if self._reopened and isinstance(result, SwitchResponse) and result.token_ids != self._tokens:
+                raise ServiceError(_OTHER_TEXT, request_id=self.request_id)
+            self._result = result
             return self._result
         if sse.event == "error":
             raise from_problem(parse(Problem, sse.data).model_dump())
@@ -91,7 +111,19 @@ class _Stream(Generic[EventT, ResultT]):
         if model is None:
             return None
         self._events += 1
-        return parse(model, sse.data)
+        event = parse(model, sse.data)
+        if isinstance(event, SwitchToken):
+            if self._reopened and event.index != len(self._tokens):
+                raise ServiceError("the service did not go on where its stream broke off", request_id=self.request_id)
+            self._tokens.append(event.id)
+        self._last_id = sse.id or self._last_id
+        if self._retries is not None:
+            self._retries.went_on()
+        return event
+
+    def _wait(self, error: OnOffError) -> float | None:
+        """Seconds until the stream is opened again, None to give up."""
+        return None if self._retries is None or self._was_closed else self._retries.wait(error)
 
     def _broken(self, failure: Exception | None) -> OnOffError:
         if isinstance(failure, SSEError):
@@ -113,8 +145,37 @@ class Stream(_Stream[EventT, ResultT]):
     ) -> None:
         self.close()
 
+    def __init__(
+        self,
+        response: httpx.Response,
+        kinds: Kinds[EventT, ResultT],
+        reopen: Callable[[str | None, str | None], httpx.Response] | None = None,
+        retries: Retries | None = None,
+    ) -> None:
+        """`reopen` makes the same call for what follows an event of that id, in a request of that id."""
+        super().__init__(response, kinds, retries)
+        self._reopen = reopen
+
     def __iter__(self) -> Iterator[EventT | ResultT]:
         source = self._begin()
+        try:
+            while self._result is None:
+                try:
+                    yield from self._connected(source)
+                except OnOffError as error:
+                    delay = self._wait(error)
+                    if delay is None or self._reopen is None:
+                        raise
+                    self._response.close()
+                    time.sleep(delay)
+                    self._response = self._reopen(self._last_id, self.request_id)
+                    self._reopened = True
+                    source = self._begin()
+        finally:
+            self.close()
+
+    def _connected(self, source: EventSource) -> Iterator[EventT | ResultT]:
+        """The events that one connection brings."""
         try:
             for sse in source.iter_sse():
                 event = self._decode(sse)
@@ -125,8 +186,6 @@ class Stream(_Stream[EventT, ResultT]):
             raise self._broken(None)
         except (httpx.RequestError, SSEError) as failure:
             raise self._broken(failure) from failure
-        finally:
-            self.close()
 
     def until_done(self) -> ResultT:
         """Read to the end and return the result."""
@@ -136,6 +195,7 @@ class Stream(_Stream[EventT, ResultT]):
 
     def close(self) -> None:
         """Close the connection; the service stops working on the request."""
+        self._was_closed = True
         self._response.close()
 
 
@@ -150,8 +210,39 @@ class AsyncStream(_Stream[EventT, ResultT]):
     ) -> None:
         await self.close()
 
+    def __init__(
+        self,
+        response: httpx.Response,
+        kinds: Kinds[EventT, ResultT],
+        reopen: Callable[[str | None, str | None], Awaitable[httpx.Response]] | None = None,
+        retries: Retries | None = None,
+    ) -> None:
+        """`reopen` makes the same call for what follows an event of that id, in a request of that id."""
+        super().__init__(response, kinds, retries)
+        self._reopen = reopen
+
     async def __aiter__(self) -> AsyncIterator[EventT | ResultT]:
         source = self._begin()
+        try:
+            while self._result is None:
+                try:
+                    async with aclosing(self._connected(source)) as events:
+                        async for event in events:
+                            yield event
+                except OnOffError as error:
+                    delay = self._wait(error)
+                    if delay is None or self._reopen is None:
+                        raise
+                    await self._response.aclose()
+                    await asyncio.sleep(delay)
+                    self._response = await self._reopen(self._last_id, self.request_id)
+                    self._reopened = True
+                    source = self._begin()
+        finally:
+            await self.close()
+
+    async def _connected(self, source: EventSource) -> AsyncGenerator[EventT | ResultT, None]:
+        """The events that one connection brings."""
         try:
             async for sse in source.aiter_sse():
                 event = self._decode(sse)
@@ -162,8 +253,6 @@ class AsyncStream(_Stream[EventT, ResultT]):
             raise self._broken(None)
         except (httpx.RequestError, SSEError) as failure:
             raise self._broken(failure) from failure
-        finally:
-            await self.close()
 
     async def until_done(self) -> ResultT:
         """Read to the end and return the result."""
@@ -173,4 +262,5 @@ class AsyncStream(_Stream[EventT, ResultT]):
 
     async def close(self) -> None:
         """Close the connection; the service stops working on the request."""
+        self._was_closed = True
         await self._response.aclose()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 
 import httpx
@@ -30,3 +31,12 @@ def table_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def http(table_service: str) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=table_service, timeout=20) as client:
         yield client
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port

@@ -41,7 +41,7 @@ def test_a_switched_stream_tells_what_the_plain_answer_holds(
     for (name, event_id, data), (following, _, token) in zip(before, found[1:], strict=True):
         if name == "switch":
             assert following == "token"
-            assert int(event_id or -1) == data["position"] == token["index"]
+            assert event_id == f"switch-{data['position']}" == f"switch-{token['index']}"
         else:
             assert int(event_id or -1) == data["index"]
     plain = http.post("/switch-generate", json=body).json()

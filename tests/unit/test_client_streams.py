@@ -11,13 +11,13 @@ import pytest
 
 from rl_onoff import AsyncClient, Client, errors
 from rl_onoff.schemas import GenerateResponse, GenerateToken, Switch, SwitchResponse, SwitchToken
-from tests.unit.service_double import GENERATED, SWITCHED, Body, Service, problem, sse, switch_events
+from tests.unit.service_double import GENERATED, SWITCHED, TOKENS, Body, Service, problem, sse, switch_events
 
 
 async def events(body: Body) -> tuple[list[Any], Any]:
     """The events of both clients, which must be the same, and the exception or result they end with."""
     outcomes: list[tuple[list[Any], Any]] = []
-    with Client(transport=Service(lambda _: body.response()).transport) as client:
+    with Client(transport=Service(lambda _: body.response()).transport, max_retries=0) as client:
         seen: list[Any] = []
         with client.switch_generate("Q", stream=True) as stream:
             try:
@@ -27,7 +27,7 @@ async def events(body: Body) -> tuple[list[Any], Any]:
                 outcomes.append((seen, error))
     assert body.closed
     body.closed = False
-    async with AsyncClient(transport=Service(lambda _: body.response()).transport) as client:
+    async with AsyncClient(transport=Service(lambda _: body.response()).transport, max_retries=0) as client:
         seen = []
         async with await client.switch_generate("Q", stream=True) as stream_:
             try:
@@ -196,3 +196,74 @@ async def test_generate_streams_too() -> None:
     assert service.sent["stream"] is True
     async with AsyncClient(transport=service.transport) as client:
         assert (await (await client.generate("Q", model="m", stream=True)).until_done()).id == "g1"
+
+
+TEXT = [
+    sse("token", TOKENS[0], 0),
+    sse("switch", SWITCHED["switches"][0]).replace(b"event", b"id: switch-1\nevent", 1),
+    sse("token", TOKENS[1], 1),
+    sse("done", SWITCHED),
+]
+
+
+def resuming(cuts: list[int]) -> tuple[Service, list[httpx.Headers]]:
+    """A service whose first streams break off after so many bytes, and that goes on where it is told to."""
+    headers: list[httpx.Headers] = []
+    left = list(cuts)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        headers.append(request.headers)
+        told = {"0": 1, "switch-1": 2, "1": 3}.get(request.headers.get("Last-Event-ID", ""), 0)
+        data = b"".join(TEXT[told:])
+        if not left:
+            return Body([data]).response()
+        return Body([data[: left.pop(0)]], httpx.ReadError("reset")).response()
+
+    return Service(answer), headers
+
+
+@pytest.mark.parametrize("cut", range(0, len(b"".join(TEXT)), 11))
+async def test_a_stream_that_breaks_anywhere_goes_on(cut: int, sleeps: list[float]) -> None:
+    service, headers = resuming([cut])
+    with Client(transport=service.transport) as client, client.switch_generate("Q", stream=True) as stream:
+        kinds = [type(event) for event in stream]
+    assert kinds == [SwitchToken, Switch, SwitchToken, SwitchResponse]
+    assert stream.result.text == SWITCHED["text"]
+    assert len(service.requests) == 2
+    first, second = (json.loads(request.content) for request in service.requests)
+    assert first == second
+    assert isinstance(first["sampling"]["seed"], int)
+    if "Last-Event-ID" in headers[1]:
+        assert headers[1]["X-Request-Id"] == "r9"
+    service, _ = resuming([cut, 2])
+    async with AsyncClient(transport=service.transport) as client_:
+        astream = await client_.switch_generate("Q", stream=True, seed=5)
+        assert [type(event) async for event in astream] == kinds
+    assert service.sent["sampling"]["seed"] == 5
+
+
+def test_a_stream_that_keeps_breaking_is_given_up(sleeps: list[float]) -> None:
+    service, _ = resuming([3] * 9)
+    with Client(transport=service.transport) as client, pytest.raises(errors.StreamTruncated):
+        client.switch_generate("Q", stream=True).until_done()
+    assert len(service.requests) == 3
+    assert len(sleeps) == 2
+
+
+def test_a_service_that_cannot_go_on_is_found_out(sleeps: list[float]) -> None:
+    deaf = Service(lambda _: Body(TEXT[:1], httpx.ReadError("reset")).response())
+    with Client(transport=deaf.transport) as client, pytest.raises(errors.ServiceError, match="did not go on"):
+        client.switch_generate("Q", stream=True).until_done()
+    other = sse("done", {**SWITCHED, "token_ids": [10, 12]})
+    answers = iter([Body(TEXT[:3], httpx.ReadError("reset")), Body([other])])
+    changed = Service(lambda _: next(answers).response())
+    with Client(transport=changed.transport) as client, pytest.raises(errors.ServiceError, match="another text"):
+        client.switch_generate("Q", stream=True).until_done()
+
+
+def test_a_service_that_shuts_down_is_asked_again(sleeps: list[float]) -> None:
+    bye = sse("error", errors.ShuttingDown("bye", tokens_emitted=1).problem())
+    answers = iter([Body([TEXT[0], bye]), Body(TEXT[1:])])
+    service = Service(lambda _: next(answers).response())
+    with Client(transport=service.transport) as client:
+        assert client.switch_generate("Q", stream=True).until_done().text == SWITCHED["text"]
