@@ -16,19 +16,19 @@ from rl_onoff import AsyncClient
 from rl_onoff.schemas import DivergenceResponse, SwitchResponse, SwitchToken
 from tests.e2e.running_service import RunningService, running, table_pair
 
-DEMO = {
-    "name": "demo",
-    "backend": "hf",
-    "a": {"name": "base", "path": "demo/base", "device": "cpu"},
-    "b": {"name": "rl", "path": "demo/rl", "device": "cpu"},
-    "options": {"threads": 1},
-}
 POLICIES: list[dict[str, Any]] = [
     {"kind": "divergence", "on": 0.1},
     {"kind": "divergence", "on": 0.02, "off": 0.01, "min_dwell": 4, "max_b_fraction": 0.5},
     {"kind": "random", "rate": 0.3},
     {"kind": "always_b"},
 ]
+
+
+def demo_pair() -> dict[str, Any]:
+    """The shipped pair."""
+    folder = Path(__file__).parents[2] / "demo"
+    a, b = ({"name": name, "path": str(folder / name), "device": "cpu"} for name in ("base", "rl"))
+    return {"name": "demo", "backend": "hf", "a": a, "b": b, "options": {"threads": 1}}
 
 
 async def killed_at_random(service: RunningService, url: str, kills: int, stop: asyncio.Event) -> int:
@@ -64,7 +64,7 @@ async def test_streams_of_a_table_pair(tmp_path: Path, kills: int) -> None:
     pair = table_pair(tmp_path, endless=True, delay=0.01, max_len=100_000)
     with running(tmp_path, settings(pair, kills)) as service:
         url = service.url
-        async with AsyncClient(url, timeout=300) as client:
+        async with AsyncClient(url, timeout=300, max_retries=0) as client:
 
             def switched(index: int) -> Any:
                 return switch(client, "b", POLICIES[index % len(POLICIES)], 150, index)
@@ -77,13 +77,10 @@ async def test_streams_of_a_table_pair(tmp_path: Path, kills: int) -> None:
 
 @pytest.mark.slow
 async def test_every_kind_of_request_on_the_demo_pair(tmp_path: Path) -> None:
-    folder = Path(__file__).parents[2]
-    pair = {**DEMO, "a": {**DEMO["a"], "path": str(folder / "demo/base")}}  # type: ignore[dict-item]
-    pair["b"] = {**DEMO["b"], "path": str(folder / "demo/rl")}  # type: ignore[dict-item]
     prompt = "Q: 17 + 25 - 9"
-    with running(tmp_path, settings(pair, 2)) as service:
+    with running(tmp_path, settings(demo_pair(), 2)) as service:
         url = service.url
-        async with AsyncClient(url, timeout=300) as client:
+        async with AsyncClient(url, timeout=300, max_retries=0) as client:
 
             async def divergence() -> DivergenceResponse:
                 items = [{"prompt": prompt, "solution": "1 so work 17+25=42\n" * 20}] * 4
