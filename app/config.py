@@ -17,6 +17,9 @@ from rl_onoff.kinds import AnyPolicy
 
 _DEMO = Path(__file__).resolve().parent.parent / "demo"
 
+#: A hundred times more would still fit a socket's path; a service would be at its end long before.
+_MOST_REPLICAS = 256
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
@@ -51,7 +54,8 @@ class PairConfig(_Section):
     )
     a: ModelConfig
     b: ModelConfig
-    sequences: int = Field(default=16, ge=1, description="sequences in flight at once")
+    replicas: int = Field(default=1, ge=1, le=_MOST_REPLICAS, description="workers that serve it, each with a copy")
+    sequences: int = Field(default=16, ge=1, description="sequences in flight at once, in each worker")
     max_len: int | None = Field(default=None, ge=1, description="default: the models' own")
     trust_remote_code: bool = False
     options: dict[str, Any] = {}

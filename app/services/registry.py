@@ -119,7 +119,7 @@ class Registry:
                     card.max_len, card.fingerprint = info.max_len, info.fingerprint
                 models.append(card)
         pairs = [
-            PairCard(name=worker.config.name, a=worker.config.model_a, b=worker.config.model_b)
+            PairCard(name=worker.config.name, a=worker.config.model_a, b=worker.config.model_b, replicas=worker.states)
             for worker in self._supervisor.pairs.values()
         ]
         return ModelsResponse(models=models, pairs=pairs)

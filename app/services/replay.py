@@ -1,4 +1,4 @@
-"""Jobs that outlive their worker: what it still owed is asked of its successor.
+"""Jobs that outlive their worker: what it still owed is asked of its successor, or of another of its pair.
 
 Noise is a function of (seed, position) and a policy's state one of the leads so far, so a generation that goes on after
 the tokens already delivered continues as the first worker would have. Rows and measures go on at the next position.
@@ -39,7 +39,7 @@ class Paused:
 
 
 async def run(pair: LoadedPair, job: Job) -> AsyncGenerator[Frame, None]:
-    """As `Link.run`, whatever becomes of workers in between.
+    """As `Link.run` of the pair's worker with least in hand, whatever becomes of workers in between.
 
     Raises WorkerLost or WorkerUnavailable when no worker with the same models comes back in time, and when nearly as
     many die over this job, without a frame in between, as would end the service.
@@ -53,6 +53,7 @@ async def run(pair: LoadedPair, job: Job) -> AsyncGenerator[Frame, None]:
 async def go_on(pair: LoadedPair, job: Job, delivered: Delivered) -> AsyncGenerator[Frame | Paused, None]:
     """The frames of `run` that were not yet `delivered`, which keeps the account: closed and called again with it, it
     goes on where it was."""
+    pair = pair.routed()
     if pair.link.closed:  # it ended while nobody listened
         yield Paused()
         pair = await pair.revived()
@@ -61,10 +62,11 @@ async def go_on(pair: LoadedPair, job: Job, delivered: Delivered) -> AsyncGenera
     while not isinstance(rest, Done):
         before = msgspec.structs.asdict(delivered.usage), delivered.positions
         try:
-            async with aclosing(pair.link.run(rest)) as frames:
-                async for frame in frames:
-                    deaths = 0
-                    yield delivered.add(frame, *before)
+            with pair.in_hand():
+                async with aclosing(pair.link.run(rest)) as frames:
+                    async for frame in frames:
+                        deaths = 0
+                        yield delivered.add(frame, *before)
             return
         except (WorkerLost, WorkerUnavailable):
             deaths += 1

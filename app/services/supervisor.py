@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,9 +18,10 @@ from typing import Literal
 
 from app.config import ModelConfig, PairConfig, Settings
 from app.services.link import Link
+from app.services.replicas import Replicas
 from app.services.telemetry import Meter, Telemetry
 from app.services.text import Codec
-from rl_onoff.errors import LoadError, OnOffError, WorkerLost, WorkerUnavailable, from_problem
+from rl_onoff.errors import LoadError, OnOffError, WorkerUnavailable, from_problem
 from workers.launch.local import COMMAND, LocalWorker
 from workers.wire import ModelSpec, PairInfo, WorkerSpec
 
@@ -34,8 +36,8 @@ _BACKOFF = (0.0, 0.5, 1.0, 2.0)
 _DEATHS_WINDOW = 600.0
 
 _PREFIX = "rl-onoff-"
-#: A socket's path ends in the pair's name and "/.123456"; the system takes 107 bytes, elsewhere 103.
-_NUMBER_BYTES = 8
+#: A socket's path ends in the pair's name and "/.123.123456"; the system takes 107 bytes, elsewhere 103.
+_NUMBER_BYTES = 12
 _SOCKET_PATH_BYTES = 100
 
 
@@ -45,7 +47,7 @@ class CrashLoop(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LoadedPair:
-    """A pair that answers now."""
+    """A pair that answers now, in one of its workers."""
 
     config: PairConfig
     info: PairInfo
@@ -58,27 +60,39 @@ class LoadedPair:
 
         Its models are those this one had: where their files have changed, nothing can be continued.
         """
-        return await self.worker.revived(self.info)
+        return await self.worker.replicas.revived(self.info)
+
+    def routed(self) -> LoadedPair:
+        """The pair with the worker that has the least in hand now."""
+        return self.worker.replicas.routed(self)
+
+    def in_hand(self) -> AbstractContextManager[None]:
+        """Around a job of its worker."""
+        return self.worker.replicas.in_hand(self.worker)
 
 
 class PairWorker:
-    """One pair's worker process through all its lives."""
+    """One worker process of a pair through all its lives."""
 
     def __init__(
-        self, config: PairConfig, settings: Settings, folder: Path, command: Sequence[str], telemetry: Telemetry
+        self, replicas: Replicas, number: int, settings: Settings, folder: Path, command: Sequence[str]
     ) -> None:
-        self.config = config
+        self.config = replicas.config
+        self.replicas = replicas
+        self.replica = str(number)
+        self.outstanding = 0
+        self.turn = 0
         self.most_deaths = settings.most_deaths
         self.info: PairInfo | None = None
         self._settings = settings
-        self._telemetry = telemetry
+        self._telemetry = replicas.telemetry
         self._folder = folder
-        self._command = [config.python or command[0], *command[1:]]
+        self._command = [self.config.python or command[0], *command[1:]]
         self._starts = 0
         self._deaths: deque[float] = deque()
         self._state: State = "starting"
         self._loaded: LoadedPair | None = None
-        self._codec: Codec | None = None
+        self._silent = False
         self._process: LocalWorker | None = None
         self.first_ready = asyncio.Event()
 
@@ -87,30 +101,26 @@ class PairWorker:
         # A broken connection is known before the end of the process is: until that is sure, nobody is sent there.
         return "lost" if self._loaded is not None and self._loaded.link.lost.is_set() else self._state
 
-    def loaded(self) -> LoadedPair:
-        """Raises WorkerUnavailable while the worker is starting or lost."""
-        if self._loaded is None or self._loaded.link.lost.is_set():
-            doing = {"lost": "is being restarted", "failed": "could not be loaded"}.get(self.state, "is starting")
-            raise WorkerUnavailable(f"the worker of pair {self.config.name} {doing}", retry_after=1)
-        return self._loaded
+    @property
+    def answering(self) -> LoadedPair | None:
+        """None while the worker is starting or lost."""
+        return None if self._loaded is None or self._loaded.link.lost.is_set() else self._loaded
 
-    async def revived(self, info: PairInfo) -> LoadedPair:
-        deadline = time.monotonic() + self._settings.resume_seconds
-        while True:
-            try:
-                loaded = self.loaded()
-            except WorkerUnavailable as error:
-                if time.monotonic() >= deadline or self._state == "failed":
-                    raise WorkerLost("the worker died while it held this request", retry_after=1) from error
-                await asyncio.sleep(_POLL_SECONDS)
-                continue
-            if (loaded.info.a, loaded.info.b) != (info.a, info.b):
-                raise WorkerLost("the worker died, and its models changed before it was started again", retry_after=1)
-            self._telemetry.resumed.labels(self.config.name).inc()
-            return loaded
+    @property
+    def order(self) -> tuple[bool, int, int]:
+        """The lower, the sooner a job is given to it: whether it missed its last heartbeat, its jobs, its last turn."""
+        return self._silent, self.outstanding, self.turn
+
+    @property
+    def _name(self) -> str:
+        number = f" {self.replica}" if len(self.replicas.workers) > 1 else ""
+        return f"worker{number} of pair {self.config.name}"
 
     async def run(self) -> None:
-        """Keep a worker alive until cancelled. Raises LoadError if the first does not load, CrashLoop later."""
+        """Keep a worker alive until cancelled. Raises LoadError if the first does not load, CrashLoop later.
+
+        One that dies too often while others of its pair live rests until it has died less often.
+        """
         while True:
             code = await self._live()
             if not self.first_ready.is_set():
@@ -121,15 +131,21 @@ class PairWorker:
             self._deaths.append(now)
             while self._deaths[0] < now - _DEATHS_WINDOW:
                 self._deaths.popleft()
-            logger.error("the worker of pair %s ended with code %d", self.config.name, code)
+            logger.error("the %s ended with code %d", self._name, code)
             if len(self._deaths) >= self.most_deaths:
-                self._state = "failed"
-                raise CrashLoop(
-                    f"the worker of pair {self.config.name} died {len(self._deaths)} times "
-                    f"in {_DEATHS_WINDOW / 60:.0f} minutes, last with code {code}: its log tells why"
-                )
-            self._telemetry.restarts.labels(self.config.name).inc()
+                await self._rest(code)
+            self._telemetry.restarts.labels(self.config.name, self.replica).inc()
             await asyncio.sleep(_BACKOFF[min(len(self._deaths), len(_BACKOFF)) - 1])
+
+    async def _rest(self, code: int) -> None:
+        self._state = "failed"
+        often = f"the {self._name} died {len(self._deaths)} times in {_DEATHS_WINDOW / 60:.0f} minutes"
+        if self.replicas.state == "failed":
+            raise CrashLoop(f"{often}, last with code {code}: its log tells why")
+        pause = self._deaths[0] + _DEATHS_WINDOW - time.monotonic()
+        logger.error("%s: it is not started again for %.0f s", often, pause)
+        await asyncio.sleep(pause)
+        self._state = "lost"
 
     async def stop(self, grace: float) -> None:
         self._loaded = None
@@ -143,9 +159,10 @@ class PairWorker:
     async def _live(self) -> int:
         """One life: start, wait until ready, watch until it ends."""
         self._starts += 1
-        socket = self._folder / f"{self.config.name}.{self._starts}"
+        socket = self._folder / f"{self.config.name}.{self.replica}.{self._starts}"
         process = self._process = await LocalWorker.start(_spec(self.config, str(socket)), self._command)
         link = Link(str(socket), partial(Meter, self._telemetry, self.config.name))
+        self._silent = False
         ended = asyncio.create_task(process.wait())
         try:
             if await self._becomes_ready(link, ended):
@@ -163,14 +180,14 @@ class PairWorker:
                 info = await link.info()
             except WorkerUnavailable:
                 continue
-            if self._codec is None or info != self.info:  # a restart nearly always brings the same one back
-                self._codec = await asyncio.to_thread(Codec, info, self._settings.limits.text_chars)
+            codec = await self.replicas.codec(info, self._settings.limits.text_chars)
             self.info = info
-            self._loaded = LoadedPair(self.config, info, self._codec, link, self)
+            self._loaded = LoadedPair(self.config, info, codec, link, self)
             self._state = "ready"
             self.first_ready.set()
             for warning in info.warnings:
                 logger.warning("pair %s: %s", self.config.name, warning)
+            self.replicas.check_alike()
             return True
         return False
 
@@ -181,18 +198,19 @@ class PairWorker:
             suspected = link.lost.is_set()
             try:
                 health = await link.health()
-                self._telemetry.active.labels(self.config.name).set(health.active)
+                self._telemetry.active.labels(self.config.name, self.replica).set(health.active)
                 if suspected:  # only an answer asked for since then tells that it lives
                     link.lost.clear()
             except WorkerUnavailable:
                 health = None
+            self._silent = health is None
             now = time.monotonic()
             if health is not None and (health.steps != steps or not health.active):
                 steps, stuck_since = health.steps, None
             elif stuck_since is None:
                 stuck_since = now
             elif now - stuck_since >= self._settings.step_timeout:
-                logger.error("the worker of pair %s hangs: killed", self.config.name)
+                logger.error("the %s hangs: killed", self._name)
                 process.kill()
                 await asyncio.wait({ended})
 
@@ -225,20 +243,28 @@ class Supervisor:
         self._tasks: list[asyncio.Task[None]] = []
         self._folder: Path | None = None
         self.telemetry = Telemetry()
-        self.pairs: dict[str, PairWorker] = {}
+        self.pairs: dict[str, Replicas] = {}
 
     async def start(self) -> None:
         self._folder = _socket_folder(max(len(config.name) for config in self._settings.pairs))
         for config in self._settings.pairs:
-            self.pairs[config.name] = PairWorker(config, self._settings, self._folder, self._command, self.telemetry)
-        self._tasks = [asyncio.create_task(pair.run()) for pair in self.pairs.values()]
+            replicas = self.pairs[config.name] = Replicas(config, self.telemetry, self._settings.resume_seconds)
+            replicas.workers = [
+                PairWorker(replicas, number, self._settings, self._folder, self._command)
+                for number in range(config.replicas)
+            ]
+        self._tasks = [asyncio.create_task(worker.run()) for worker in self.workers]
+
+    @property
+    def workers(self) -> list[PairWorker]:
+        return [worker for pair in self.pairs.values() for worker in pair.workers]
 
     @property
     def ready(self) -> bool:
         return bool(self.pairs) and all(pair.state == "ready" for pair in self.pairs.values())
 
     async def until_ready(self) -> None:
-        """Returns once every pair was ready. Raises what kept one from it."""
+        """Returns once every worker was ready. Raises what kept one from it."""
         failed = asyncio.create_task(self.until_failed())
         everyone = asyncio.create_task(self._every_first())
         try:
@@ -251,8 +277,8 @@ class Supervisor:
             await asyncio.gather(everyone, failed, return_exceptions=True)
 
     async def _every_first(self) -> None:
-        for pair in self.pairs.values():
-            await pair.first_ready.wait()
+        for worker in self.workers:
+            await worker.first_ready.wait()
 
     async def until_failed(self) -> None:
         """Never returns; raises the LoadError or CrashLoop that ends a pair for good."""
@@ -262,15 +288,15 @@ class Supervisor:
 
     def kill(self) -> None:
         """While `stop` waits: wait no longer."""
-        for pair in self.pairs.values():
-            pair.kill()
+        for worker in self.workers:
+            worker.kill()
 
     async def stop(self, grace: float) -> None:
         """Every worker gone, the folder too."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(pair.stop(grace) for pair in self.pairs.values()))
+        await asyncio.gather(*(worker.stop(grace) for worker in self.workers))
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 

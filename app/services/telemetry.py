@@ -22,17 +22,16 @@ class Telemetry:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"rl_onoff_{name}", text, ("pair", *labels), registry=self.registry)
 
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"rl_onoff_{name}", text, ("pair", "replica"), registry=self.registry)
+
         self.tokens = counter("tokens", "Tokens generated, by who led: a, b, or alone for /generate", "lead")
         self.forwards = counter("forwards", "Forward passes sequences took part in, by role", "role")
         self.switches = counter("switches", "Changes of the lead within a generation")
-        self.restarts = counter("worker_restarts", "Workers that died and were started again")
+        self.restarts = counter("worker_restarts", "Workers that died and were started again", "replica")
         self.resumed = counter("resumed", "Requests that went on with another worker after the death of theirs")
-        self.active = Gauge(
-            "rl_onoff_worker_active",
-            "Requests the worker had in hand at its last heartbeat",
-            ("pair",),
-            registry=self.registry,
-        )
+        self.active = gauge("worker_active", "Requests the worker had in hand at its last heartbeat")
+        self.outstanding = gauge("worker_outstanding", "Jobs the service has given the worker and not got back")
         self.lookahead = {name: counter(name, text) for name, text in _LOOKAHEAD.items()}
 
     def page(self) -> bytes:

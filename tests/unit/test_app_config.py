@@ -60,6 +60,7 @@ def test_a_pair_without_a_file() -> None:
     [
         ({"pairs": [PAIR], "colour": "blue"}, "colour"),
         ({"pairs": [{**PAIR, "colour": "blue"}]}, "pairs.0.colour"),
+        ({"pairs": [{**PAIR, "replicas": 0}]}, "pairs.0.replicas"),
         ({"pairs": [{**PAIR, "a": {"paht": "x"}}]}, "pairs.0.a.paht"),
         ({"pairs": [{**PAIR, "b": {}}]}, "b needs either a path or an adapter"),
         ({"pairs": [{**PAIR, "a": {"path": "x", "adapter": "y"}}]}, "takes no adapter"),

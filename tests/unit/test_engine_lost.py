@@ -14,6 +14,7 @@ import aiohttp
 import pytest
 
 from app.config import PairConfig, Settings
+from app.services.replicas import Replicas
 from app.services.supervisor import PairWorker
 from app.services.telemetry import Telemetry
 from rl_onoff.errors import MissingDependency, WorkerLost
@@ -92,7 +93,8 @@ def test_a_pair_names_its_interpreter() -> None:
     sides = {"a": {"path": "a"}, "b": {"path": "b"}}
     plain, other = (PairConfig(name="p", **sides, **more) for more in ({}, {"python": "~/sglang/bin/python"}))  # type: ignore[arg-type]
     commands = [
-        PairWorker(c, Settings(), Path(), [sys.executable, "-m", "w"], Telemetry())._command for c in (plain, other)
+        PairWorker(Replicas(c, Telemetry(), 1), 0, Settings(), Path(), [sys.executable, "-m", "w"])._command
+        for c in (plain, other)
     ]
     assert commands == [[sys.executable, "-m", "w"], [str(Path.home() / "sglang/bin/python"), "-m", "w"]]
 

@@ -8,6 +8,7 @@ A table is a JSON file:
      "rows": {"": {"a": 0.9, "<eos>": 0.1},          after anything not listed
               "a b": {"b": 1.0}},                     after a sequence that ends in a, b: the longest match wins
      "delay": 0.0,                                    seconds a forward pass takes
+     "turns": false,                                  whether passes wait for each other, as on one device
      "fail_on": "b"}                                  a forward pass over this token raises (tests of faults)
 
 Tokens not named in a row have probability 0. Text is tokenised greedily into the tokens; `<unk>`, which no row ever
@@ -45,6 +46,7 @@ class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rows: dict[str, dict[str, float]]
     max_len: int = 1000
     delay: float = 0.0
+    turns: bool = False
     fail_on: str | None = None
 
 
@@ -82,6 +84,7 @@ class TableModel:
         self._longest = max(map(len, self._rows))
         self._fail_on = index.get(self.table.fail_on) if self.table.fail_on is not None else None
         self.steps = 0
+        self.turn = asyncio.Lock()
         self.info = ModelInfo(
             name=spec.name,
             source=spec.path,
@@ -117,7 +120,11 @@ class TableSequence:
 
     async def rows(self, ids: Ids, start: int, *, logits: bool = False) -> npt.NDArray[np.float32]:
         """As `CachedSequence.rows`; a table's logits are its log-probabilities."""
-        await asyncio.sleep(self._model.table.delay)
+        if self._model.table.turns:
+            async with self._model.turn:
+                await asyncio.sleep(self._model.table.delay)
+        else:
+            await asyncio.sleep(self._model.table.delay)
         if self._model._fail_on in ids:
             raise RuntimeError("this table was told to fail here")
         self.forwards += 1

@@ -35,9 +35,12 @@ class ModelCard(Response):
 
 
 class PairCard(Response):
+    """`replicas` are the states of its workers; the pair's own is the best of them."""
+
     name: str
     a: str
     b: str
+    replicas: list[Literal["starting", "ready", "lost", "failed"]] = []
 
 
 class ModelsResponse(Response):
