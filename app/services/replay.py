@@ -53,9 +53,10 @@ async def run(pair: LoadedPair, job: Job) -> AsyncGenerator[Frame, None]:
 async def go_on(pair: LoadedPair, job: Job, delivered: Delivered) -> AsyncGenerator[Frame | Paused, None]:
     """The frames of `run` that were not yet `delivered`, which keeps the account: closed and called again with it, it
     goes on where it was."""
-    pair = pair.routed()
     if pair.link.closed:  # it ended while nobody listened
         yield Paused()
+    pair = pair.routed()
+    if pair.link.closed:
         pair = await pair.revived()
     rest: Job | Done = delivered.rest(job, pair.info) if delivered.anything else job
     deaths = 0
