@@ -46,7 +46,7 @@ async def killed_at_random(service: RunningService, url: str, kills: int, stop: 
 
 
 def settings(pair: dict[str, Any], kills: int) -> dict[str, Any]:
-    return {"pairs": [pair], "most_deaths": kills + 1, "resume_seconds": 120, "stop_seconds": 1}
+    return {"pairs": [pair], "most_deaths": kills + 2, "resume_seconds": 120, "stop_seconds": 1}
 
 
 async def disturbed(service: RunningService, url: str, kills: int, requests: list[Any]) -> list[Any]:
