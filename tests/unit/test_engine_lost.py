@@ -93,7 +93,7 @@ def test_a_pair_names_its_interpreter() -> None:
     sides = {"a": {"path": "a"}, "b": {"path": "b"}}
     plain, other = (PairConfig(name="p", **sides, **more) for more in ({}, {"python": "~/sglang/bin/python"}))  # type: ignore[arg-type]
     commands = [
-        PairWorker(Replicas(c, Telemetry(), 1), 0, Settings(), Path(), [sys.executable, "-m", "w"])._command
+        PairWorker(Replicas(c, Telemetry(), Settings()), 0, Settings(), Path(), [sys.executable, "-m", "w"])._command
         for c in (plain, other)
     ]
     assert commands == [[sys.executable, "-m", "w"], [str(Path.home() / "sglang/bin/python"), "-m", "w"]]
