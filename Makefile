@@ -11,7 +11,7 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vllm test-sglang test-lm-eval test-web check format bench clean
+.PHONY: help setup demo test test-vllm test-sglang test-lm-eval test-web test-ray check format bench clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -85,6 +85,13 @@ $(VENV)/.web-tests: pyproject.toml $(STAMP)
 
 test-web: setup $(VENV)/.web-tests ## run the page's tests; needs a Chromium on PATH (apt-get install chromium)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests/web
+
+$(VENV)/.ray-tests: pyproject.toml $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[ray]'
+	@touch $@
+
+test-ray: setup $(VENV)/.ray-tests ## run the Ray launcher's tests on a cluster of several nodes, all on loopback
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests/ray
 
 check: setup ## format, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -43,12 +43,26 @@ class ModelConfig(_Section):
         return None if source is None else os.path.expanduser(source)
 
 
+class RayConfig(_Section):
+    """What each worker of a pair takes of a node of a Ray cluster, and which nodes may be it."""
+
+    address: str = Field(default="auto", description="host:port of the cluster's head; auto: that of this machine")
+    num_gpus: float = Field(ge=0, description="for both models; several where the engine divides a model over them")
+    num_cpus: float = Field(default=1, ge=0)
+    resources: dict[str, float] = Field(default={}, description="custom ones; `node:ADDRESS: 0.001` asks for that node")
+    labels: dict[str, str] = Field(default={}, description="of the node, as Ray's `label_selector`")
+
+
 class PairConfig(_Section):
     """Two models that share a tokenizer, on one backend."""
 
     name: Name
     backend: Literal["hf", "table", "vllm", "sglang"] = "hf"
-    launch: Literal["local"] = "local"
+    launch: Literal["local", "ray"] = Field(default="local", description="where its workers run")
+    ray: RayConfig | None = Field(default=None, description="of `launch: ray`")
+    gpus: tuple[str, ...] = Field(
+        default=(), description="of `launch: local`: CUDA_VISIBLE_DEVICES of each of the replicas (`0`, or `0,1`)"
+    )
     python: str | None = Field(
         default=None, description="the interpreter its worker runs in: vLLM and SGLang need environments of their own"
     )
@@ -72,6 +86,10 @@ class PairConfig(_Section):
             raise ValueError("b needs either a path or an adapter")
         if self.model_a == self.model_b:
             raise ValueError(f"both models are called {self.model_a}")
+        if (self.launch == "ray") != (self.ray is not None):
+            raise ValueError("`launch: ray` and a section `ray` belong together")
+        if self.gpus and (self.launch != "local" or len(self.gpus) != self.replicas):
+            raise ValueError("gpus are of `launch: local`, one for each of the replicas")
         return self
 
     @field_validator("python")

@@ -14,7 +14,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?")
 def check_sources(settings: Settings) -> None:
     """Raises ConfigurationError for a model, or examples, that are plainly a path where nothing lies."""
     for pair in settings.pairs:
-        for model in (pair.a, pair.b):
+        for model in (pair.a, pair.b) if pair.launch == "local" else ():  # others lie on other machines
             problem = _problem(pair, model)
             if problem is not None:
                 raise ConfigurationError(f"pair {pair.name}: {problem}")

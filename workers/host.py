@@ -7,16 +7,18 @@ connection cancels the job at its next step.
 from __future__ import annotations
 
 import asyncio
+import hmac
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
-from rl_onoff.errors import InternalError, InvalidField, OnOffError, OutOfMemory, WorkerLost
+from rl_onoff.errors import ConfigurationError, InternalError, InvalidField, OnOffError, OutOfMemory, WorkerLost
 from workers import floor, generation, lockstep, lookahead, scoring, walk
 from workers.backends.base import ComparesItself, GeneratesItself, LivesElsewhere, Pair
 from workers.wire import (
@@ -91,14 +93,21 @@ def _check_start(start: int, ids: list[int]) -> None:
 class Host:
     """The routes over one pair."""
 
-    def __init__(self, pair: Pair) -> None:
+    def __init__(self, pair: Pair, token: str = "") -> None:
         self._pair = pair
         self._active = 0
+        self._bearer = f"Bearer {token}".encode() if token else b""
 
     def application(self) -> web.Application:
-        app = web.Application(client_max_size=MAX_JOB_BYTES)
+        app = web.Application(client_max_size=MAX_JOB_BYTES, middlewares=[self._admit] if self._bearer else [])
         app.add_routes([web.get("/info", self.info), web.get("/health", self.health), web.post("/run", self.run)])
         return app
+
+    @web.middleware
+    async def _admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if not hmac.compare_digest(request.headers.get("Authorization", "").encode(), self._bearer):
+            return web.Response(status=401)
+        return await handler(request)
 
     async def info(self, _: web.Request) -> web.Response:
         return web.Response(body=encode(self._pair.info), content_type=CONTENT_TYPE)
@@ -149,22 +158,32 @@ class Host:
                 yield Failed.of(InternalError(f"the worker failed on this request ({type(error).__name__})"))
 
 
-async def serve(pair: Pair, socket: str) -> None:
+async def serve(
+    pair: Pair, socket: str, *, host: str = "", token: str = "", announce: Callable[[str], None] = print
+) -> None:
     """Serve until SIGTERM or SIGINT; then finish nothing new, cancel what runs, close the models.
 
+    On the unix `socket`; with `host` on a free TCP port of it, for who knows `token`, once `announce` was told which.
     Raises WorkerLost when the pair's engine ends before.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    runner = web.AppRunner(Host(pair).application(), handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
+    application = Host(pair, token).application()
+    runner = web.AppRunner(application, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
-    previous = os.umask(0o177)  # the socket is born 0600: no moment in which another user could connect
-    try:
-        await web.UnixSite(runner, socket).start()
-    finally:
-        os.umask(previous)
+    if host:
+        if not token:
+            raise ConfigurationError("a worker that listens to a network needs a token")
+        await web.TCPSite(runner, host, 0).start()
+        announce("{}:{}".format(*runner.addresses[0][:2]))
+    else:
+        previous = os.umask(0o177)  # the socket is born 0600: no moment in which another user could connect
+        try:
+            await web.UnixSite(runner, socket).start()
+        finally:
+            os.umask(previous)
     logger.info("pair %s is ready", pair.info.name)
     ends: list[asyncio.Task[Any]] = [asyncio.create_task(stop.wait())]
     if isinstance(pair, LivesElsewhere):

@@ -359,7 +359,9 @@ class WorkerSpec(msgspec.Struct, frozen=True):
     """All a worker process is told, as one JSON document on its standard input.
 
     `sequences` is the number of sequences in flight at once, `max_len` caps the context (default: the models' own),
-    `options` are the backend's own.
+    `options` are the backend's own. With a `host` it listens on a free TCP port of that address instead of the unix
+    `socket`, answers those alone who know `token`, and tells its address (`{"address": "host:port"}`) as a line of
+    standard output.
     """
 
     pair: str
@@ -371,3 +373,24 @@ class WorkerSpec(msgspec.Struct, frozen=True):
     max_len: int | None = None
     trust_remote_code: bool = False
     options: dict[str, Any] = {}
+    host: str = ""
+    token: str = ""
+
+
+class Placement(msgspec.Struct, frozen=True):
+    """What a worker takes of a node of a Ray cluster, and which nodes may be it: in the words of `ray.remote`."""
+
+    address: str
+    num_gpus: float
+    num_cpus: float
+    resources: dict[str, float] = {}
+    labels: dict[str, str] = {}
+
+
+class PlacedSpec(msgspec.Struct, frozen=True):
+    """All that `python -m workers.launch.ray` is told. `python` is the worker's interpreter, on its node."""
+
+    worker: WorkerSpec
+    placement: Placement
+    python: str | None = None
+    grace: float = 5.0  # seconds between SIGTERM and SIGKILL

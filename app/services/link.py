@@ -1,4 +1,4 @@
-"""The app's end of the wire: one aiohttp session to one worker over its unix socket."""
+"""The app's end of the wire: one aiohttp session to one worker, over its unix socket or TCP."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from app.services.telemetry import Meter
 from rl_onoff.errors import InternalError, WorkerLost, WorkerUnavailable
 from workers import wire
 
-_HOST = "http://worker"
 _READ_BUFFER = 1 << 20
 #: Connections on their way at once. A unix socket's backlog (128 here) overflows without an error asyncio would see.
 _OPENING = 64
@@ -26,15 +25,19 @@ T = TypeVar("T")
 class Link:
     """`lost` is set when a connection ends before its answer: the first sign of a worker's death.
 
-    `meter` makes what counts the frames of one job.
+    `meter` makes what counts the frames of one job. `address` is a socket's path, or host:port of a worker that
+    knows `token`.
     """
 
-    def __init__(self, socket: str, meter: Callable[[], Meter] | None = None) -> None:
+    def __init__(self, address: str, meter: Callable[[], Meter] | None = None, token: str = "") -> None:
+        unix = "/" in address
+        self._url = "http://worker" if unix else f"http://{address}"
         self._meter = meter
         self.lost = asyncio.Event()
         self._opening = asyncio.Semaphore(_OPENING)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.UnixConnector(path=socket, limit=0),
+            connector=aiohttp.UnixConnector(path=address, limit=0) if unix else aiohttp.TCPConnector(limit=0),
+            headers={"Authorization": f"Bearer {token}"} if token else None,
             timeout=aiohttp.ClientTimeout(total=None),
             read_bufsize=_READ_BUFFER,
             auto_decompress=False,
@@ -59,7 +62,7 @@ class Link:
             raise WorkerUnavailable("the worker is being restarted", retry_after=1)
         try:
             async with self._opening:  # the worker sends its headers at once
-                request = self._session.post(f"{_HOST}/run", data=wire.encode(job))
+                request = self._session.post(f"{self._url}/run", data=wire.encode(job))
                 response = await request
             async with response:
                 if response.status != 200:
@@ -89,7 +92,7 @@ class Link:
 
     async def _get(self, path: str, kind: type[T]) -> T:
         try:
-            async with self._session.get(_HOST + path, timeout=_PROMPT) as response:
+            async with self._session.get(self._url + path, timeout=_PROMPT) as response:
                 if response.status != 200:
                     raise WorkerUnavailable(f"the worker answered {response.status}", retry_after=1)
                 return msgspec.msgpack.decode(await response.read(), type=kind)

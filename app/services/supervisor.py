@@ -16,14 +16,15 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from app.config import ModelConfig, PairConfig, Settings
+from app.config import PairConfig, Settings
+from app.services.launch import launch
 from app.services.link import Link
 from app.services.replicas import Replicas
 from app.services.telemetry import Meter, Telemetry
 from app.services.text import Codec
 from rl_onoff.errors import LoadError, OnOffError, WorkerUnavailable, from_problem
 from workers.launch.local import COMMAND, LocalWorker
-from workers.wire import ModelSpec, PairInfo, WorkerSpec
+from workers.wire import PairInfo
 
 logger = logging.getLogger("rl_onoff.service")
 
@@ -94,7 +95,8 @@ class PairWorker:
         self._settings = settings
         self._telemetry = replicas.telemetry
         self._folder = folder
-        self._command = [self.config.python or command[0], *command[1:]]
+        self._number = number
+        self._command = command
         self._starts = 0
         self._deaths: deque[float] = deque()
         self._state: State = "starting"
@@ -167,19 +169,30 @@ class PairWorker:
         """One life: start, wait until ready, watch until it ends."""
         self._starts += 1
         socket = self._folder / f"{self.config.name}.{self.replica}.{self._starts}"
-        process = self._process = await LocalWorker.start(_spec(self.config, str(socket)), self._command)
-        link = Link(str(socket), partial(Meter, self._telemetry, self.config.name))
-        self._silent = False
+        begin = launch(self.config, self._number, socket, self._command, self._settings.stop_seconds)
+        process = self._process = await LocalWorker.start(begin.spec, begin.command, begin.environment)
         ended = asyncio.create_task(process.wait())
+        link = None
+        self._silent = False
         try:
-            if await self._becomes_ready(link, ended):
-                await self._watch(link, ended, process)
+            address = begin.socket or await self._told(process, ended)
+            if address is not None:
+                link = Link(address, partial(Meter, self._telemetry, self.config.name), begin.token)
+                if await self._becomes_ready(link, ended):
+                    await self._watch(link, ended, process)
             return await ended
         finally:
             self._loaded = None
             ended.cancel()
-            await link.close()
+            if link is not None:
+                await link.close()
             socket.unlink(missing_ok=True)
+
+    async def _told(self, process: LocalWorker, ended: asyncio.Task[int]) -> str | None:
+        """The address that a worker elsewhere tells once it is loaded; None if it ends before."""
+        while process.address is None and not ended.done():
+            await asyncio.wait({ended}, timeout=_POLL_SECONDS)
+        return process.address
 
     async def _becomes_ready(self, link: Link, ended: asyncio.Task[int]) -> bool:
         while not (await asyncio.wait({ended}, timeout=_POLL_SECONDS))[0]:
@@ -320,20 +333,3 @@ def _socket_folder(longest_name: int) -> Path:
             f"no folder for the workers' sockets can be made: {error}; TMPDIR names another place"
         ) from error
     return Path(folder)
-
-
-def _spec(pair: PairConfig, socket: str) -> WorkerSpec:
-    def model(name: str, config: ModelConfig) -> ModelSpec:
-        return ModelSpec(name, config.path, config.adapter, config.revision, config.dtype, config.device)
-
-    return WorkerSpec(
-        pair=pair.name,
-        backend=pair.backend,
-        socket=socket,
-        a=model(pair.model_a, pair.a),
-        b=model(pair.model_b, pair.b),
-        sequences=pair.sequences,
-        max_len=pair.max_len,
-        trust_remote_code=pair.trust_remote_code,
-        options=pair.options,
-    )

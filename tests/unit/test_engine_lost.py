@@ -13,10 +13,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from app.config import PairConfig, Settings
-from app.services.replicas import Replicas
-from app.services.supervisor import PairWorker
-from app.services.telemetry import Telemetry
+from app.config import PairConfig
+from app.services.launch import launch
 from rl_onoff.errors import MissingDependency, WorkerLost
 from workers.backends import load_pair
 from workers.backends.table import TablePair, TableSequence
@@ -92,10 +90,7 @@ async def test_a_job_that_meets_the_end_first_breaks_off_too(tmp_path: Path, mon
 def test_a_pair_names_its_interpreter() -> None:
     sides = {"a": {"path": "a"}, "b": {"path": "b"}}
     plain, other = (PairConfig(name="p", **sides, **more) for more in ({}, {"python": "~/sglang/bin/python"}))  # type: ignore[arg-type]
-    commands = [
-        PairWorker(Replicas(c, Telemetry(), Settings()), 0, Settings(), Path(), [sys.executable, "-m", "w"])._command
-        for c in (plain, other)
-    ]
+    commands = [launch(c, 0, Path(), [sys.executable, "-m", "w"], 1).command for c in (plain, other)]
     assert commands == [[sys.executable, "-m", "w"], [str(Path.home() / "sglang/bin/python"), "-m", "w"]]
 
 

@@ -1,8 +1,8 @@
 """A worker as a subprocess of the service, in a process group of its own.
 
 The worker reads its specification as one line of JSON from standard input, which then stays open: when it closes, the
-parent is gone and the worker ends. Standard output carries at most one line, the problem that kept it from loading;
-standard error is the parent's.
+parent is gone and the worker ends. Standard output carries at most one line: the problem that kept it from loading, or
+the address of one that listens on TCP. Standard error is the parent's.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
 
 from rl_onoff.errors import LoadError
-from workers.wire import WorkerSpec
+from workers.wire import PlacedSpec, WorkerSpec
 
 COMMAND = (sys.executable, "-m", "workers")
 
@@ -28,6 +29,8 @@ _DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 #: The service's secrets, which neither a worker nor the engines it starts has a use for.
 _WITHHELD = frozenset({"RL_ONOFF_API_KEYS", "RL_ONOFF_CACHE_URL"})
+
+_EMPTY: Mapping[str, str] = MappingProxyType({})
 
 _KEPT_OUTPUT = 64 << 10
 #: For the last of its output to arrive, once it has ended.
@@ -48,14 +51,16 @@ class LocalWorker:
         self._ended = asyncio.create_task(self._reap(output))
 
     @classmethod
-    async def start(cls, spec: WorkerSpec, command: Sequence[str] = COMMAND) -> LocalWorker:
-        """Raises LoadError where the command cannot be run."""
+    async def start(
+        cls, spec: WorkerSpec | PlacedSpec, command: Sequence[str] = COMMAND, environment: Mapping[str, str] = _EMPTY
+    ) -> LocalWorker:
+        """With `environment` over this process's. Raises LoadError where the command cannot be run."""
         # Pipes of our own: with asyncio's, `wait` would also wait for whoever else holds them, a child's child say.
         stdin, life = os.pipe()
         output, stdout = os.pipe()
         try:
             process = await asyncio.create_subprocess_exec(
-                *command, stdin=stdin, stdout=stdout, start_new_session=True, env=_environment()
+                *command, stdin=stdin, stdout=stdout, start_new_session=True, env={**_environment(), **environment}
             )
         except BaseException as error:
             os.close(life)
@@ -81,12 +86,22 @@ class LocalWorker:
     @property
     def problem(self) -> dict[str, Any] | None:
         """After its end: the problem it left on standard output, if any."""
+        problem = self._said()
+        return problem if "detail" in problem else None
+
+    @property
+    def address(self) -> str | None:
+        """The host:port it has told; None until then."""
+        address = self._said().get("address")
+        return address if isinstance(address, str) else None
+
+    def _said(self) -> dict[str, Any]:
         lines = self._output.strip().splitlines()
         try:
-            problem = json.loads(lines[-1]) if lines else None
+            said = json.loads(lines[-1]) if lines else None
         except ValueError:
-            return None
-        return problem if isinstance(problem, dict) and "detail" in problem else None
+            return {}
+        return said if isinstance(said, dict) else {}
 
     async def stop(self, grace: float) -> None:
         """SIGTERM, then after `grace` seconds SIGKILL; returns once it is gone."""

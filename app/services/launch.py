@@ -1,0 +1,56 @@
+"""How a life of a worker begins: what is run, and what it is told."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from app.config import ModelConfig, PairConfig
+from workers.wire import ModelSpec, PlacedSpec, Placement, WorkerSpec
+
+_RAY_COMMAND = (sys.executable, "-m", "workers.launch.ray")
+#: Of the time a worker gets to end: the rest is for Ray to say so.
+_SHARE_OF_GRACE = 0.7
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A command with its standard input. `socket` is where the worker will listen; "": it will tell its address."""
+
+    command: Sequence[str]
+    spec: WorkerSpec | PlacedSpec
+    environment: Mapping[str, str] = field(default_factory=dict)
+    socket: str = ""
+    token: str = field(default="", repr=False)
+
+
+def launch(pair: PairConfig, replica: int, socket: Path, command: Sequence[str], grace: float) -> Launch:
+    """For the `replica`-th worker of a pair; `socket` is unused where it runs in a Ray cluster."""
+    if pair.ray is not None:
+        token = secrets.token_urlsafe(32)
+        placement = Placement(**pair.ray.model_dump())
+        spec = PlacedSpec(_spec(pair, "", token), placement, pair.python, grace * _SHARE_OF_GRACE)
+        return Launch(_RAY_COMMAND, spec, token=token)
+    environment = {"CUDA_VISIBLE_DEVICES": pair.gpus[replica]} if pair.gpus else {}
+    return Launch([pair.python or command[0], *command[1:]], _spec(pair, str(socket)), environment, socket=str(socket))
+
+
+def _spec(pair: PairConfig, socket: str, token: str = "") -> WorkerSpec:
+    def model(name: str, config: ModelConfig) -> ModelSpec:
+        return ModelSpec(name, config.path, config.adapter, config.revision, config.dtype, config.device)
+
+    return WorkerSpec(
+        pair=pair.name,
+        backend=pair.backend,
+        socket=socket,
+        a=model(pair.model_a, pair.a),
+        b=model(pair.model_b, pair.b),
+        sequences=pair.sequences,
+        max_len=pair.max_len,
+        trust_remote_code=pair.trust_remote_code,
+        options=pair.options,
+        token=token,
+    )

@@ -1,0 +1,126 @@
+"""Pairs whose workers run on nodes of a Ray cluster: placed, resumed on another node, stopped, never left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from rl_onoff import AsyncClient
+from rl_onoff.schemas import SwitchResponse
+from tests.e2e.running_service import RunningService, running, table_pair
+from tests.ray.conftest import Cluster, workers
+
+STREAM = {"prompt": "b", "stream": True}
+
+
+def pair(folder: Path, cluster: Cluster, replicas: int, **table: Any) -> dict[str, Any]:
+    """One worker a node: each node has one `place`."""
+    made = table_pair(folder, endless=True, delay=0.02, max_len=100_000, **table)
+    for side in ("a", "b"):
+        made[side]["path"] = str(folder / made[side]["path"])
+    ray = {"address": cluster.address, "num_gpus": 0, "num_cpus": 1, "resources": {"place": 1}}
+    return {**made, "launch": "ray", "replicas": replicas, "ray": ray}
+
+
+def states(url: str) -> list[str]:
+    (card,) = httpx.get(f"{url}/models").json()["pairs"]
+    return sorted(card["replicas"])
+
+
+async def switched(client: AsyncClient, seed: int) -> SwitchResponse:
+    sampling = {"max_tokens": 150, "seed": seed}
+    stream = await client.switch_generate(prompt="b", sampling=sampling, stream=True)
+    async with stream as events:
+        async for _ in events:
+            pass
+        return events.result
+
+
+async def test_streams_of_a_node_that_dies_go_on_on_the_other(tmp_path: Path, cluster: Cluster) -> None:
+    cluster.add("n1", "n2")
+    with running(tmp_path, {"pairs": [pair(tmp_path, cluster, 2)], "stop_seconds": 5}) as service:
+        url = service.url
+        assert len(workers()) == 2
+        async with AsyncClient(url, timeout=60) as client, httpx.AsyncClient(base_url=url) as http:
+            wanted = await asyncio.gather(*(switched(client, seed) for seed in range(8)))
+            streams = [asyncio.create_task(switched(client, seed)) for seed in range(8)]
+            await asyncio.sleep(0.5)
+            page = (await http.get("/metrics")).text
+            for replica in "01":
+                assert f'rl_onoff_worker_outstanding{{pair="pair",replica="{replica}"}} 4.0' in page
+            await asyncio.to_thread(cluster.kill, "n1")
+            await asyncio.sleep(0.2)
+            assert (await http.get("/ready")).status_code == 200
+            got = await asyncio.gather(*streams)
+            page = (await http.get("/metrics")).text
+        for want, have in zip(wanted, got, strict=True):
+            for field in ("text", "token_ids", "leads", "divergences", "finish_reason"):
+                assert getattr(have, field) == getattr(want, field), field
+        assert 'rl_onoff_resumed_total{pair="pair"} 4.0' in page
+        service.wait_for(lambda: states(url) == ["lost", "ready"])
+        cluster.add("n3")  # where the lost one waits for
+        service.wait_for(lambda: states(url) == ["ready", "ready"], 40)
+        service.terminate()
+        assert service.exit_code(15) == 0
+    gone(service)
+
+
+def gone(service: RunningService) -> None:
+    service.wait_for(lambda: not workers(), 10)
+
+
+async def test_two_nodes_do_nearly_twice_the_work(tmp_path: Path, cluster: Cluster) -> None:
+    """A pass waits as for a GPU, one at a time."""
+    cluster.add("n2", "n3")
+    seconds = {}
+    for replicas in (1, 2):
+        folder = tmp_path / str(replicas)
+        folder.mkdir()
+        with running(folder, {"pairs": [pair(folder, cluster, replicas, turns=True)], "stop_seconds": 5}) as service:
+            async with AsyncClient(service.url, timeout=60) as client:
+
+                async def generated(count: int, tokens: int) -> None:
+                    sampling = {"max_tokens": tokens, "n": count}
+                    await client.generate(model="base", prompt="b", sampling=sampling)
+
+                await generated(4, 2)
+                began = time.monotonic()
+                await generated(16, 20)
+                seconds[replicas] = time.monotonic() - began
+            service.terminate()
+            assert service.exit_code(15) == 0
+    assert seconds[1] / seconds[2] >= 1.8, seconds
+
+
+def test_nothing_of_a_service_that_is_killed_stays_in_the_cluster(tmp_path: Path, cluster: Cluster) -> None:
+    cluster.add("n2", "n3")
+    with running(tmp_path, {"pairs": [pair(tmp_path, cluster, 1)]}) as service:
+        assert service.url
+        assert len(workers()) == 1
+        service.process.kill()
+        gone(service)
+
+
+@pytest.mark.parametrize(
+    ("ray", "reason"),
+    [
+        ({"address": "127.0.0.1:9", "num_gpus": 0}, "no Ray cluster at 127.0.0.1:9"),
+        ({"address": "127.0.0.1", "num_gpus": 0}, "no Ray cluster at 127.0.0.1"),
+    ],
+)
+def test_no_cluster_is_said_and_ends_the_service(tmp_path: Path, ray: dict[str, Any], reason: str) -> None:
+    with running(tmp_path, {"pairs": [{**table_pair(tmp_path), "launch": "ray", "ray": ray}]}) as service:
+        assert service.exit_code(20) == 1
+        assert reason in service.said()[0]
+
+
+def test_another_token_is_refused(tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+    with running(tmp_path, {"pairs": [pair(tmp_path, cluster, 1)]}) as service:
+        assert service.exit_code(60) == 1
+        assert "no Ray cluster at" in service.said()[0]
