@@ -32,7 +32,9 @@ def main() -> None:
     for line in sys.stdin:
         command, name = line.split()
         if command == "add":
-            nodes[name] = cluster.add_node(**common, num_cpus=2, resources={"place": 1}, labels={"name": name})
+            nodes[name] = cluster.add_node(
+                **common, num_cpus=2, num_gpus=4, resources={"place": 1}, labels={"name": name}
+            )
         else:  # SIGKILL to all of its processes
             cluster.remove_node(nodes.pop(name), allow_graceful=False)
         say("done")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 
 from rl_onoff import AsyncClient
 from rl_onoff.schemas import SwitchResponse
-from tests.e2e.running_service import RunningService, running, table_pair
+from tests.e2e.running_service import RunningService, alive, running, table_pair
 from tests.ray.conftest import Cluster, workers
 
 STREAM = {"prompt": "b", "stream": True}
@@ -104,6 +106,32 @@ def test_nothing_of_a_service_that_is_killed_stays_in_the_cluster(tmp_path: Path
         assert len(workers()) == 1
         service.process.kill()
         gone(service)
+
+
+def test_workers_see_the_gpus_they_were_given_on_the_nodes_asked_for(tmp_path: Path, cluster: Cluster) -> None:
+    """What a node is said to have, Ray does not look for: only which worker sees which is tested here."""
+    cluster.add("n2", "n3")
+    made = pair(tmp_path, cluster, 2)
+    made["ray"] |= {"num_gpus": 2, "resources": {}, "labels": {"name": "n3"}}
+    with running(tmp_path, {"pairs": [made], "stop_seconds": 5}) as service:
+        assert service.url
+        environments = [Path(f"/proc/{worker}/environ").read_bytes().split(b"\0") for worker in workers()]
+        seen = [e.removeprefix(b"CUDA_VISIBLE_DEVICES=") for env in environments for e in env if b"VISIBLE_D" in e]
+        assert sorted(gpu for gpus in seen for gpu in gpus.split(b",")) == [b"0", b"1", b"2", b"3"]
+        service.terminate()
+        assert service.exit_code(15) == 0
+
+
+def test_a_hung_worker_is_killed_and_replaced(tmp_path: Path, cluster: Cluster) -> None:
+    cluster.add("n2", "n3")
+    with running(tmp_path, {"pairs": [pair(tmp_path, cluster, 1)], "step_timeout": 2, "stop_seconds": 5}) as service:
+        url = service.url
+        (worker,) = workers()
+        os.kill(worker, signal.SIGSTOP)
+        body = {"prompt": "b", "sampling": {"max_tokens": 20, "seed": 1}}
+        assert httpx.post(f"{url}/switch-generate", json=body, timeout=60).status_code == 200
+        assert workers() not in ([], [worker])
+        assert not alive(worker)
 
 
 @pytest.mark.parametrize(
