@@ -11,6 +11,7 @@ import hmac
 import logging
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -96,6 +97,7 @@ class Host:
     def __init__(self, pair: Pair, token: str = "") -> None:
         self._pair = pair
         self._active = 0
+        self._asked = time.monotonic()
         self._bearer = f"Bearer {token}".encode() if token else b""
 
     def application(self) -> web.Application:
@@ -113,8 +115,18 @@ class Host:
         return web.Response(body=encode(self._pair.info), content_type=CONTENT_TYPE)
 
     async def health(self, _: web.Request) -> web.Response:
+        self._asked = time.monotonic()
         health = Health(steps=self._pair.steps, active=self._active, pid=os.getpid())
         return web.Response(body=encode(health), content_type=CONTENT_TYPE)
+
+    async def until_forgotten(self, lease: float) -> None:
+        """Raises WorkerLost: a service on another machine may be gone without a word, and this one hold its GPUs."""
+        while True:
+            left = self._asked + lease - time.monotonic()
+            if left <= 0:
+                break
+            await asyncio.sleep(left)
+        raise WorkerLost(f"no service has asked for this worker's health for {lease:g} s")
 
     async def run(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
@@ -159,18 +171,25 @@ class Host:
 
 
 async def serve(
-    pair: Pair, socket: str, *, host: str = "", token: str = "", announce: Callable[[str], None] = print
+    pair: Pair,
+    socket: str,
+    *,
+    host: str = "",
+    token: str = "",
+    lease: float = 0.0,
+    announce: Callable[[str], None] = print,
 ) -> None:
     """Serve until SIGTERM or SIGINT; then finish nothing new, cancel what runs, close the models.
 
     On the unix `socket`; with `host` on a free TCP port of it, for who knows `token`, once `announce` was told which.
-    Raises WorkerLost when the pair's engine ends before.
+    Raises WorkerLost when the pair's engine ends before, or when nobody asked for its health for `lease` seconds.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    application = Host(pair, token).application()
+    hosting = Host(pair, token)
+    application = hosting.application()
     runner = web.AppRunner(application, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     if host:
@@ -188,6 +207,8 @@ async def serve(
     ends: list[asyncio.Task[Any]] = [asyncio.create_task(stop.wait())]
     if isinstance(pair, LivesElsewhere):
         ends.append(asyncio.create_task(_raise_lost(pair)))
+    if lease:
+        ends.append(asyncio.create_task(hosting.until_forgotten(lease)))
     try:
         done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         for end in done:

@@ -360,8 +360,8 @@ class WorkerSpec(msgspec.Struct, frozen=True):
 
     `sequences` is the number of sequences in flight at once, `max_len` caps the context (default: the models' own),
     `options` are the backend's own. With a `host` it listens on a free TCP port of that address instead of the unix
-    `socket`, answers those alone who know `token`, and tells its address (`{"address": "host:port"}`) as a line of
-    standard output.
+    `socket`, answers those alone who know `token`, tells its address (`{"address": "host:port"}`) as a line of standard
+    output, and ends when nobody asked for its health for `lease` seconds.
     """
 
     pair: str
@@ -375,6 +375,7 @@ class WorkerSpec(msgspec.Struct, frozen=True):
     options: dict[str, Any] = {}
     host: str = ""
     token: str = ""
+    lease: float = 0.0
 
 
 class Placement(msgspec.Struct, frozen=True):
@@ -388,9 +389,13 @@ class Placement(msgspec.Struct, frozen=True):
 
 
 class PlacedSpec(msgspec.Struct, frozen=True):
-    """All that `python -m workers.launch.ray` is told. `python` is the worker's interpreter, on its node."""
+    """All that `python -m workers.launch.ray` is told. `python` is the worker's interpreter, on its node.
+
+    A cluster that cannot be reached is tried for `patience` seconds; `grace` seconds lie between SIGTERM and SIGKILL.
+    """
 
     worker: WorkerSpec
     placement: Placement
     python: str | None = None
-    grace: float = 5.0  # seconds between SIGTERM and SIGKILL
+    grace: float = 5.0
+    patience: float = 0.0

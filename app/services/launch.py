@@ -12,6 +12,8 @@ from app.config import ModelConfig, PairConfig
 from workers.wire import ModelSpec, PlacedSpec, Placement, WorkerSpec
 
 _RAY_COMMAND = (sys.executable, "-m", "workers.launch.ray")
+#: A worker elsewhere ends when it is not asked for its health, as it is twice a second, for so long.
+_LEASE_SECONDS = 30.0
 #: Of the time a worker gets to end: the rest is for Ray to say so.
 _SHARE_OF_GRACE = 0.7
 
@@ -27,12 +29,17 @@ class Launch:
     token: str = field(default="", repr=False)
 
 
-def launch(pair: PairConfig, replica: int, socket: Path, command: Sequence[str], grace: float) -> Launch:
-    """For the `replica`-th worker of a pair; `socket` is unused where it runs in a Ray cluster."""
+def launch(
+    pair: PairConfig, replica: int, socket: Path, command: Sequence[str], *, grace: float, patience: float
+) -> Launch:
+    """For the `replica`-th worker of a pair.
+
+    `grace` and `patience` as in `PlacedSpec`, of a worker in a Ray cluster; `socket` is of any other.
+    """
     if pair.ray is not None:
         token = secrets.token_urlsafe(32)
         placement = Placement(**pair.ray.model_dump())
-        spec = PlacedSpec(_spec(pair, "", token), placement, pair.python, grace * _SHARE_OF_GRACE)
+        spec = PlacedSpec(_spec(pair, "", token), placement, pair.python, grace * _SHARE_OF_GRACE, patience)
         return Launch(_RAY_COMMAND, spec, token=token)
     environment = {"CUDA_VISIBLE_DEVICES": pair.gpus[replica]} if pair.gpus else {}
     return Launch([pair.python or command[0], *command[1:]], _spec(pair, str(socket)), environment, socket=str(socket))
@@ -53,4 +60,5 @@ def _spec(pair: PairConfig, socket: str, token: str = "") -> WorkerSpec:
         trust_remote_code=pair.trust_remote_code,
         options=pair.options,
         token=token,
+        lease=_LEASE_SECONDS if token else 0.0,
     )

@@ -35,6 +35,8 @@ class Link:
         self._meter = meter
         self.lost = asyncio.Event()
         self._opening = asyncio.Semaphore(_OPENING)
+        self._asked: set[asyncio.Future[aiohttp.ClientResponse]] = set()
+        self._answering: set[aiohttp.ClientResponse] = set()
         self._session = aiohttp.ClientSession(
             connector=aiohttp.UnixConnector(path=address, limit=0) if unix else aiohttp.TCPConnector(limit=0),
             headers={"Authorization": f"Bearer {token}"} if token else None,
@@ -62,9 +64,9 @@ class Link:
             raise WorkerUnavailable("the worker is being restarted", retry_after=1)
         try:
             async with self._opening:  # the worker sends its headers at once
-                request = self._session.post(f"{self._url}/run", data=wire.encode(job))
-                response = await request
+                response = await self._post(wire.encode(job))
             async with response:
+                self._answering.add(response)
                 if response.status != 200:
                     raise InternalError(f"the worker answered {response.status}")
                 try:
@@ -76,6 +78,7 @@ class Link:
                         yield frame
                     await response.read()  # to the end, so that the connection is used again
                 finally:
+                    self._answering.discard(response)
                     if not response.content.is_eof():
                         response.close()
         except aiohttp.ClientConnectorError as error:
@@ -87,8 +90,27 @@ class Link:
         except msgspec.MsgspecError as error:
             raise InternalError("the worker's answer could not be read") from error
 
+    async def _post(self, job: bytes) -> aiohttp.ClientResponse:
+        asked = asyncio.ensure_future(self._session.post(f"{self._url}/run", data=job))
+        self._asked.add(asked)
+        try:
+            return await asked
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise aiohttp.ClientConnectionError("the link was closed") from None
+        finally:
+            self._asked.discard(asked)
+
     async def close(self) -> None:
-        await self._session.close()
+        """Jobs under way end with WorkerLost. Closing the session would not tell them, where the worker lives on."""
+        closing = asyncio.ensure_future(self._session.close())
+        for asked in list(self._asked):
+            asked.cancel()
+        for response in list(self._answering):
+            response.close()
+        await closing
 
     async def _get(self, path: str, kind: type[T]) -> T:
         try:

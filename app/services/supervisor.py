@@ -169,7 +169,15 @@ class PairWorker:
         """One life: start, wait until ready, watch until it ends."""
         self._starts += 1
         socket = self._folder / f"{self.config.name}.{self.replica}.{self._starts}"
-        begin = launch(self.config, self._number, socket, self._command, self._settings.stop_seconds)
+        begin = launch(
+            self.config,
+            self._number,
+            socket,
+            self._command,
+            grace=self._settings.stop_seconds,
+            # A cluster that was there comes back, perhaps: that it is away is no death of the worker's.
+            patience=self._settings.resume_seconds if self.first_ready.is_set() else 0,
+        )
         process = self._process = await LocalWorker.start(begin.spec, begin.command, begin.environment)
         ended = asyncio.create_task(process.wait())
         link = None

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,13 +25,14 @@ ENVIRONMENT = {
 
 class Cluster:
     def __init__(self) -> None:
+        self.directory = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets: paths must be short
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.ray.cluster"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            env={**os.environ, **ENVIRONMENT, "RAY_TMPDIR": tempfile.mkdtemp(prefix="ray-", dir="/tmp")},
+            env={**os.environ, **ENVIRONMENT, "RAY_TMPDIR": self.directory},
         )
         self.address = self._answer()
         self.nodes: set[str] = set()
@@ -53,6 +54,15 @@ class Cluster:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             raise
+
+    def lose_head(self) -> None:
+        """SIGKILL to what holds the cluster together; nothing can be told to it afterwards."""
+        (head,) = _processes(lambda command: command[0].endswith(b"gcs_server"), self.directory.encode())
+        os.kill(head, signal.SIGKILL)
+
+    def kill_all(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
 
     def _tell(self, command: str) -> None:
         assert self.process.stdin is not None
@@ -81,12 +91,16 @@ def _ray_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def workers() -> list[int]:
-    """The worker processes on the cluster's nodes."""
+    """The worker processes on the clusters' nodes."""
+    return _processes(lambda command: command[1:3] == [b"-m", b"workers"], TOKEN.encode())
+
+
+def _processes(wanted: Callable[[list[bytes]], bool], environment: bytes) -> list[int]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             command = (folder / "cmdline").read_bytes().split(b"\0")
-            if command[1:3] == [b"-m", b"workers"] and TOKEN.encode() in (folder / "environ").read_bytes():
+            if wanted(command) and environment in (folder / "environ").read_bytes():
                 found.append(int(folder.name))
         except OSError:
             continue

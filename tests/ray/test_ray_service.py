@@ -14,7 +14,7 @@ import pytest
 
 from rl_onoff import AsyncClient
 from rl_onoff.schemas import SwitchResponse
-from tests.e2e.running_service import RunningService, alive, running, table_pair
+from tests.e2e.running_service import RunningService, alive, events, running, table_pair
 from tests.ray.conftest import Cluster, workers
 
 STREAM = {"prompt": "b", "stream": True}
@@ -106,6 +106,28 @@ def test_nothing_of_a_service_that_is_killed_stays_in_the_cluster(tmp_path: Path
         assert len(workers()) == 1
         service.process.kill()
         gone(service)
+
+
+def test_the_service_outlives_the_head_of_its_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray ends a client that cannot reach the head: here that is a process beside the service."""
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "3")  # a minute unless said
+    cluster = Cluster()
+    try:
+        cluster.add("n1")
+        document = {"pairs": [pair(tmp_path, cluster, 1)], "resume_seconds": 2, "most_deaths": 3}
+        with running(tmp_path, document) as service, httpx.Client(base_url=service.url, timeout=60) as http:
+            body = {"prompt": "b", "stream": True, "sampling": {"max_tokens": 5_000, "seed": 1}}
+            with http.stream("POST", "/switch-generate", json=body) as response:
+                received = events(response)
+                assert next(received)[0] == "token"
+                cluster.lose_head()
+                *_, (name, _, problem) = received
+            assert (name, problem["type"]) == ("error", "urn:rl-onoff:problem:worker-lost")
+            assert "trying again" in service.log.read_text()
+            assert (http.get("/health").status_code, http.get("/ready").status_code) == (200, 503)
+            service.process.kill()
+    finally:
+        cluster.kill_all()
 
 
 def test_workers_see_the_gpus_they_were_given_on_the_nodes_asked_for(tmp_path: Path, cluster: Cluster) -> None:

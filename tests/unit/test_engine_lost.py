@@ -90,7 +90,7 @@ async def test_a_job_that_meets_the_end_first_breaks_off_too(tmp_path: Path, mon
 def test_a_pair_names_its_interpreter() -> None:
     sides = {"a": {"path": "a"}, "b": {"path": "b"}}
     plain, other = (PairConfig(name="p", **sides, **more) for more in ({}, {"python": "~/sglang/bin/python"}))  # type: ignore[arg-type]
-    commands = [launch(c, 0, Path(), [sys.executable, "-m", "w"], 1).command for c in (plain, other)]
+    commands = [launch(c, 0, Path(), [sys.executable, "-m", "w"], grace=1, patience=0).command for c in (plain, other)]
     assert commands == [[sys.executable, "-m", "w"], [str(Path.home() / "sglang/bin/python"), "-m", "w"]]
 
 

@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +32,7 @@ EXIT_LOAD_FAILED = 3
 EXIT_LOST = 4
 _REMIND_SECONDS = 30.0
 _CONNECT_SECONDS = 5.0
+_AGAIN_SECONDS = 2.0
 
 T = TypeVar("T")
 Tell = Callable[[dict[str, Any]], None]
@@ -40,8 +42,8 @@ class _Stopped(Exception):
     """SIGTERM came."""
 
 
-def connect(address: str) -> Any:
-    """The module `ray`, connected. Raises LoadError where there is none, or no cluster."""
+def connect(address: str, patience: float) -> Any:
+    """The module `ray`, connected. Raises LoadError where there is none, or no cluster for `patience` seconds."""
     # Every line of a worker's log belongs in the service's: repeated ones too.
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -53,15 +55,21 @@ def connect(address: str) -> Any:
         logger.warning(
             "RAY_AUTH_MODE is not `token`: a Ray cluster without tokens runs the code of anyone who reaches it"
         )
-    try:
-        if address != "auto":  # Ray itself tries for minutes
-            host, _, port = address.rpartition(":")
-            socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
-        ray.init(address=address, namespace="rl-onoff", log_to_driver=True, configure_logging=False)
-    except (ray.exceptions.RayError, RuntimeError, ValueError, OSError) as error:
-        reason = str(error).strip().splitlines()
-        raise LoadError(f"no Ray cluster at {address}: {reason[0] if reason else type(error).__name__}") from error
-    return ray
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            if address != "auto":  # Ray itself tries for minutes
+                host, _, port = address.rpartition(":")
+                socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+            ray.init(address=address, namespace="rl-onoff", log_to_driver=True, configure_logging=False)
+            return ray
+        except (ray.exceptions.RayError, RuntimeError, ValueError, OSError) as error:
+            reason = str(error).strip().splitlines()
+            problem = f"no Ray cluster at {address}: {reason[0] if reason else type(error).__name__}"
+            if time.monotonic() >= deadline:
+                raise LoadError(problem) from error
+        logger.warning("%s; trying again", problem)
+        time.sleep(_AGAIN_SECONDS)
 
 
 def actor_options(placement: Placement) -> dict[str, Any]:
@@ -137,7 +145,7 @@ def main() -> int:
     try:
         placed = msgspec.json.decode(read_line(0), type=PlacedSpec)
         die_with_parent()
-        ray = connect(placed.placement.address)
+        ray = connect(placed.placement.address, placed.patience)
     except (LoadError, msgspec.MsgspecError) as error:
         reported = error if isinstance(error, LoadError) else ConfigurationError(f"not a placed spec: {error}")
         tell(reported.problem())
