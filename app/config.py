@@ -23,6 +23,9 @@ _MOST_REPLICAS = 256
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
+Address = Annotated[str, Field(pattern=r"^[A-Za-z0-9.\[\]:_-]+:[0-9]{1,5}$")]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -58,7 +61,10 @@ class PairConfig(_Section):
 
     name: Name
     backend: Literal["hf", "table", "vllm", "sglang"] = "hf"
-    launch: Literal["local", "ray"] = Field(default="local", description="where its workers run")
+    launch: Literal["local", "remote", "ray"] = Field(default="local", description="where its workers run")
+    agents: tuple[Address, ...] = Field(
+        default=(), description="of `launch: remote`: host:port of the agent of each of the replicas"
+    )
     ray: RayConfig | None = Field(default=None, description="of `launch: ray`")
     gpus: tuple[str, ...] = Field(
         default=(), description="of `launch: local`: CUDA_VISIBLE_DEVICES of each of the replicas (`0`, or `0,1`)"
@@ -88,6 +94,10 @@ class PairConfig(_Section):
             raise ValueError(f"both models are called {self.model_a}")
         if (self.launch == "ray") != (self.ray is not None):
             raise ValueError("`launch: ray` and a section `ray` belong together")
+        if (self.launch == "remote") != bool(self.agents) or len(self.agents) not in (0, self.replicas):
+            raise ValueError("`launch: remote` and `agents` belong together, one for each of the replicas")
+        if self.agents and self.python is not None:
+            raise ValueError("python is of `launch: local` and `ray`: an agent starts workers by its own")
         if self.gpus and (self.launch != "local" or len(self.gpus) != self.replicas):
             raise ValueError("gpus are of `launch: local`, one for each of the replicas")
         return self
@@ -157,6 +167,8 @@ class Settings(BaseSettings):
     pairs: tuple[PairConfig, ...] = Field(default_factory=lambda: (_demo_pair(),), min_length=1)
     limits: Limits = Limits()
     admission: Admission = Admission()
+    worker_token: SecretStr | None = Field(default=None, description="what agents of `launch: remote` know it by")
+    worker_token_file: Path | None = Field(default=None, description="the same, in a file")
     request_seconds: float | None = Field(
         default=None,
         gt=0,
@@ -205,6 +217,16 @@ class Settings(BaseSettings):
     def key_digests(self) -> tuple[bytes, ...]:
         """Of all API keys. Raises ConfigurationError where their file cannot be read."""
         return (*self.api_keys, *(keys.read(self.api_keys_file) if self.api_keys_file else ()))
+
+    @property
+    def agents_token(self) -> str:
+        """What agents know the service by. Raises ConfigurationError where its file cannot be read."""
+        if self.worker_token_file is None:
+            return self.worker_token.get_secret_value() if self.worker_token else ""
+        try:
+            return self.worker_token_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"worker_token_file: {error}") from error
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
@@ -265,6 +287,16 @@ def check_exposure(settings: Settings) -> None:
             f"{settings.host} can be reached from other machines and the service asks for no key: set "
             "RL_ONOFF_API_KEYS or RL_ONOFF_API_KEYS_FILE, serve on 127.0.0.1, or set "
             "RL_ONOFF_ALLOW_UNAUTHENTICATED=1 where the network itself keeps strangers out"
+        )
+
+
+def check_agents(settings: Settings) -> None:
+    """Raises ConfigurationError where workers are to be started elsewhere and nothing says who asks for them."""
+    remote = next((pair.name for pair in settings.pairs if pair.agents), None)
+    if remote is not None and not settings.agents_token:
+        raise ConfigurationError(
+            f"pair {remote} is launched by agents: set RL_ONOFF_WORKER_TOKEN, or RL_ONOFF_WORKER_TOKEN_FILE, to what "
+            "they have"
         )
 
 

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app import errors
-from app.config import Settings, check_exposure
+from app.config import Settings, check_agents, check_exposure
 from app.deps import Service
 from app.keys import Keys
 from app.middleware import Admission, Boundary
@@ -81,6 +81,7 @@ def serve(settings: Settings, *, on_ready: Callable[[str], None] | None = None) 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
     try:
         check_exposure(settings)
+        check_agents(settings)
         check_sources(settings)
         with bound(settings) as listener:
             return asyncio.run(_serve(settings, listener, on_ready))

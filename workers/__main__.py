@@ -40,7 +40,17 @@ def main() -> int:
         print(json.dumps(reported.problem()), flush=True)
         return EXIT_LOAD_FAILED
     try:
-        asyncio.run(serve(pair, spec.socket, host=spec.host, token=spec.token, lease=spec.lease, announce=_announce))
+        asyncio.run(
+            serve(
+                pair,
+                spec.socket,
+                host=spec.host,
+                port=spec.port,
+                token=spec.token,
+                lease=spec.lease,
+                announce=_announce,
+            )
+        )
     except WorkerLost as error:
         logging.getLogger("rl_onoff.worker").error("%s: this worker ends", error.detail)
         return EXIT_LOST

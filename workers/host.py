@@ -175,13 +175,14 @@ async def serve(
     socket: str,
     *,
     host: str = "",
+    port: int = 0,
     token: str = "",
     lease: float = 0.0,
     announce: Callable[[str], None] = print,
 ) -> None:
     """Serve until SIGTERM or SIGINT; then finish nothing new, cancel what runs, close the models.
 
-    On the unix `socket`; with `host` on a free TCP port of it, for who knows `token`, once `announce` was told which.
+    On the unix `socket`; with `host` on its `port` or a free one, for who knows `token`, `announce` being told which.
     Raises WorkerLost when the pair's engine ends before, or when nobody asked for its health for `lease` seconds.
     """
     stop = asyncio.Event()
@@ -195,7 +196,7 @@ async def serve(
     if host:
         if not token:
             raise ConfigurationError("a worker that listens to a network needs a token")
-        await web.TCPSite(runner, host, 0).start()
+        await web.TCPSite(runner, host, port).start()
         announce("{}:{}".format(*runner.addresses[0][:2]))
     else:
         previous = os.umask(0o177)  # the socket is born 0600: no moment in which another user could connect

@@ -359,7 +359,7 @@ class WorkerSpec(msgspec.Struct, frozen=True):
     """All a worker process is told, as one JSON document on its standard input.
 
     `sequences` is the number of sequences in flight at once, `max_len` caps the context (default: the models' own),
-    `options` are the backend's own. With a `host` it listens on a free TCP port of that address instead of the unix
+    `options` are the backend's own. With a `host` it listens on TCP, on `port` or a free one, instead of the unix
     `socket`, answers those alone who know `token`, tells its address (`{"address": "host:port"}`) as a line of standard
     output, and ends when nobody asked for its health for `lease` seconds.
     """
@@ -374,8 +374,18 @@ class WorkerSpec(msgspec.Struct, frozen=True):
     trust_remote_code: bool = False
     options: dict[str, Any] = {}
     host: str = ""
+    port: int = 0
     token: str = ""
     lease: float = 0.0
+
+
+class RemoteSpec(msgspec.Struct, frozen=True):
+    """All that `python -m workers.launch.remote` is told, and without the agent's `token` the agent."""
+
+    worker: WorkerSpec
+    agent: str  # host:port
+    token: str = ""
+    grace: float = 5.0  # seconds between SIGTERM and SIGKILL
 
 
 class Placement(msgspec.Struct, frozen=True):

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.config import ModelConfig, PairConfig
-from workers.wire import ModelSpec, PlacedSpec, Placement, WorkerSpec
+from workers.wire import ModelSpec, PlacedSpec, Placement, RemoteSpec, WorkerSpec
 
+_REMOTE_COMMAND = (sys.executable, "-m", "workers.launch.remote")
 _RAY_COMMAND = (sys.executable, "-m", "workers.launch.ray")
 #: A worker elsewhere ends when it is not asked for its health, as it is twice a second, for so long.
 _LEASE_SECONDS = 30.0
-#: Of the time a worker gets to end: the rest is for Ray to say so.
+#: Of the time a worker gets to end: the rest is for whoever is between to say so.
 _SHARE_OF_GRACE = 0.7
 
 
@@ -23,21 +24,31 @@ class Launch:
     """A command with its standard input. `socket` is where the worker will listen; "": it will tell its address."""
 
     command: Sequence[str]
-    spec: WorkerSpec | PlacedSpec
+    spec: WorkerSpec | PlacedSpec | RemoteSpec
     environment: Mapping[str, str] = field(default_factory=dict)
     socket: str = ""
     token: str = field(default="", repr=False)
 
 
 def launch(
-    pair: PairConfig, replica: int, socket: Path, command: Sequence[str], *, grace: float, patience: float
+    pair: PairConfig,
+    replica: int,
+    socket: Path,
+    command: Sequence[str],
+    *,
+    grace: float,
+    patience: float,
+    agents_token: str = "",
 ) -> Launch:
     """For the `replica`-th worker of a pair.
 
-    `grace` and `patience` as in `PlacedSpec`, of a worker in a Ray cluster; `socket` is of any other.
+    `grace` and `patience` as in `PlacedSpec`, of a worker elsewhere; `socket` is of any other.
     """
+    token = secrets.token_urlsafe(32)
+    if pair.agents:
+        remote = RemoteSpec(_spec(pair, "", token), pair.agents[replica], agents_token, grace * _SHARE_OF_GRACE)
+        return Launch(_REMOTE_COMMAND, remote, token=token)
     if pair.ray is not None:
-        token = secrets.token_urlsafe(32)
         placement = Placement(**pair.ray.model_dump())
         spec = PlacedSpec(_spec(pair, "", token), placement, pair.python, grace * _SHARE_OF_GRACE, patience)
         return Launch(_RAY_COMMAND, spec, token=token)

@@ -175,6 +175,7 @@ class PairWorker:
             socket,
             self._command,
             grace=self._settings.stop_seconds,
+            agents_token=self._settings.agents_token,
             # A cluster that was there comes back, perhaps: that it is away is no death of the worker's.
             patience=self._settings.resume_seconds if self.first_ready.is_set() else 0,
         )

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from rl_onoff.errors import LoadError
-from workers.wire import PlacedSpec, WorkerSpec
+from workers.wire import PlacedSpec, RemoteSpec, WorkerSpec
 
 COMMAND = (sys.executable, "-m", "workers")
 
@@ -28,7 +28,7 @@ COMMAND = (sys.executable, "-m", "workers")
 _DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 #: The service's secrets, which neither a worker nor the engines it starts has a use for.
-_WITHHELD = frozenset({"RL_ONOFF_API_KEYS", "RL_ONOFF_CACHE_URL"})
+_WITHHELD = frozenset({"RL_ONOFF_API_KEYS", "RL_ONOFF_CACHE_URL", "RL_ONOFF_WORKER_TOKEN"})
 
 _EMPTY: Mapping[str, str] = MappingProxyType({})
 
@@ -52,7 +52,10 @@ class LocalWorker:
 
     @classmethod
     async def start(
-        cls, spec: WorkerSpec | PlacedSpec, command: Sequence[str] = COMMAND, environment: Mapping[str, str] = _EMPTY
+        cls,
+        spec: WorkerSpec | PlacedSpec | RemoteSpec,
+        command: Sequence[str] = COMMAND,
+        environment: Mapping[str, str] = _EMPTY,
     ) -> LocalWorker:
         """With `environment` over this process's. Raises LoadError where the command cannot be run."""
         # Pipes of our own: with asyncio's, `wait` would also wait for whoever else holds them, a child's child say.
