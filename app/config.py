@@ -116,21 +116,6 @@ class PairConfig(_Section):
         return self.b.name or f"{self.name}-b"
 
 
-class Admission(_Section):
-    """How much of each pair runs and waits at once, over all requests; beyond it they are refused with 429.
-
-    A request counts with its positions x vocabulary: the entries of the rows computed for it, at most. One that is
-    larger than all the room runs alone.
-    """
-
-    running_requests: int | None = Field(
-        default=None, ge=1, description="default: twice the pair's sequences in flight, over its replicas"
-    )
-    running_cells: int = Field(default=1 << 38, ge=1, description="positions x vocabulary")
-    waiting_requests: int = Field(default=1024, ge=0)
-    waiting_cells: int = Field(default=1 << 41, ge=0, description="positions x vocabulary")
-
-
 class Limits(_Section):
     """What one request may ask for. Checked before any work starts, and named in the error."""
 
@@ -166,15 +151,8 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535, description="0: any free port")
     pairs: tuple[PairConfig, ...] = Field(default_factory=lambda: (_demo_pair(),), min_length=1)
     limits: Limits = Limits()
-    admission: Admission = Admission()
     worker_token: SecretStr | None = Field(default=None, description="what agents of `launch: remote` know it by")
     worker_token_file: Path | None = Field(default=None, description="the same, in a file")
-    request_seconds: float | None = Field(
-        default=None,
-        gt=0,
-        description="the longest a request may take, its waiting included; clients may ask for less with "
-        "X-Request-Timeout",
-    )
     api_keys: Annotated[tuple[bytes, ...], NoDecode] = Field(
         default=(), repr=False, description="comma-separated in the environment; kept as SHA-256 digests"
     )

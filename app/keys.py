@@ -55,18 +55,9 @@ class Keys:
         self._open = _OPEN | {("GET", path) for path in also_open}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            if self._digests and not self._may_pass(scope):
-                raise Unauthorized("this service wants an API key: Authorization: Bearer KEY")
-            scope.setdefault("state", {})["client"] = self._client(scope)
+        if self._digests and scope["type"] == "http" and not self._may_pass(scope):
+            raise Unauthorized("this service wants an API key: Authorization: Bearer KEY")
         await self._app(scope, receive, send)
-
-    def _client(self, scope: Scope) -> str:
-        """Who asks, for those who have to tell clients apart: by their key where there are keys, else by address."""
-        if self._digests:
-            given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-            return hashlib.sha256(given.partition(b" ")[2].strip()).hexdigest()[:12]
-        return str((scope.get("client") or ("",))[0])
 
     def _may_pass(self, scope: Scope) -> bool:
         # The path as it was sent: what merely decodes or folds to an open one is not it.

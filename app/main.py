@@ -64,7 +64,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.service = service
     errors.install(app)
     app.add_exception_handler(ClientGone, _no_one)
-    app.add_middleware(Admission, limits=settings.limits, drain=service.drain, request_seconds=settings.request_seconds)
+    app.add_middleware(Admission, limits=settings.limits, drain=service.drain)
     app.add_middleware(Keys, digests=settings.key_digests, also_open=web.paths())
     app.add_middleware(Boundary, send_seconds=settings.send_seconds)  # the last one added is the outermost
     for module in (generate, distributions, divergence, switch, openai, system, web):

@@ -14,21 +14,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.config import Limits
 from app.errors import ProblemResponse
 from app.services.drain import Drain
-from app.services.gate import asking
 from app.watch import ClientStalled
-from rl_onoff.errors import (
-    HeadersTooLarge,
-    InternalError,
-    InvalidField,
-    OnOffError,
-    PayloadTooLarge,
-    RequestTimeout,
-    ShuttingDown,
-)
+from rl_onoff.errors import HeadersTooLarge, InternalError, OnOffError, PayloadTooLarge, RequestTimeout, ShuttingDown
 
 logger = logging.getLogger("rl_onoff.service")
 
-_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 #: Answered even while the service drains.
 _ALWAYS = frozenset({"/health", "/ready", "/metrics"})
@@ -85,12 +75,11 @@ class Boundary:
 
 
 class Admission:
-    """Limits on headers, time and body, also one without a length or a slow one; nothing new while draining."""
+    """Limits on headers and body, also of bodies without a length and of slow ones; nothing new while draining."""
 
-    def __init__(self, app: ASGIApp, limits: Limits, drain: Drain, request_seconds: float | None) -> None:
+    def __init__(self, app: ASGIApp, limits: Limits, drain: Drain) -> None:
         self._app = app
         self._limits = limits
-        self._request_seconds = request_seconds
         self._drain = drain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -102,21 +91,8 @@ class Admission:
         declared = Headers(scope=scope).get("content-length", "")
         if declared.isdigit() and int(declared) > self._limits.body_bytes:
             raise self._too_large()
-        self._set_deadline(scope)
-        asking.set(scope.get("state", {}).get("client", ""))
         with self._drain.admit() if scope["path"] not in _ALWAYS else contextlib.nullcontext():
             await self._app(scope, self._limited(receive), send)
-
-    def _set_deadline(self, scope: Scope) -> None:
-        """Until when the request has to be answered, in the event loop's time; nothing where it has for ever."""
-        most = self._request_seconds
-        if (given := Headers(scope=scope).get("x-request-timeout")) is not None:
-            seconds = float(given) if _SECONDS.fullmatch(given) else 0.0
-            if seconds <= 0:
-                raise InvalidField("must be seconds, more than 0", field="X-Request-Timeout")
-            most = seconds if most is None else min(most, seconds)
-        if most is not None:
-            scope["state"]["deadline"] = asyncio.get_running_loop().time() + most
 
     def _limited(self, receive: Receive) -> Receive:
         received = 0

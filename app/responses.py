@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.services.drain import Drain
-from app.watch import disconnected, out_of_time, time_left
+from app.watch import disconnected
 from rl_onoff.errors import ShuttingDown
 
 _PIECE = 1 << 20
@@ -63,8 +63,8 @@ class StreamedResponse(Response):
         expired = asyncio.create_task(self._drain.expired.wait())
         tasks = (pump, gone, expired)
         try:
-            await asyncio.wait(tasks, timeout=time_left(scope), return_when=asyncio.FIRST_COMPLETED)
-            left, ended, late = gone.done(), pump.done(), not any(task.done() for task in tasks)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            left, ended = gone.done(), pump.done()
         finally:
             for task in tasks:
                 task.cancel()
@@ -73,7 +73,7 @@ class StreamedResponse(Response):
         if isinstance(outcomes[0], Exception):
             raise outcomes[0]
         if not (left or ended):
-            raise out_of_time() if late else ShuttingDown("the service is shutting down")
+            raise ShuttingDown("the service is shutting down")
 
     async def _pump(self, send: Send) -> None:
         async for part in self._parts:

@@ -21,7 +21,7 @@ from app.config import Settings
 from app.errors import problem
 from app.services.drain import Drain
 from app.services.events import Sendable
-from app.watch import ClientStalled, disconnected, out_of_time, time_left
+from app.watch import ClientStalled, disconnected
 from rl_onoff.errors import InternalError, OnOffError, ShuttingDown
 
 logger = logging.getLogger("rl_onoff.service")
@@ -97,9 +97,8 @@ class EventStream(Response):
         superseded = asyncio.create_task(self._superseded.wait())
         tasks = (pump, ping, gone, expired, superseded)
         try:
-            ends = {pump, gone, expired, superseded}
-            await asyncio.wait(ends, timeout=time_left(scope), return_when=asyncio.FIRST_COMPLETED)
-            left, late = gone.done(), not any(task.done() for task in ends)
+            await asyncio.wait({pump, gone, expired, superseded}, return_when=asyncio.FIRST_COMPLETED)
+            left = gone.done()
         finally:
             for task in tasks:
                 task.cancel()
@@ -112,8 +111,7 @@ class EventStream(Response):
         if self._superseded.is_set() and not self._ended:
             raise ClientStalled("its stream goes on in another connection")
         if not self._ended:
-            error = out_of_time() if late else ShuttingDown("the service is shutting down")
-            await write(self._error(error, scope))
+            await write(self._error(ShuttingDown("the service is shutting down"), scope))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _pump(self, scope: Scope, write: Any) -> None:

@@ -109,10 +109,7 @@ async def score(
 ) -> Scores:
     model, jobs = await _planned(request, registry, limits, binary=binary)
     sources = [partial(_scored, model, index, job, frames) for index, job in enumerate(jobs)]
-    async with (
-        model.pair.admitted(sum(len(job.ids) for job in jobs)),
-        aclosing(interleave(sources, at_once=model.pair.config.sequences)) as answers,
-    ):
+    async with aclosing(interleave(sources, at_once=model.pair.config.sequences)) as answers:
         found = {index: scored async for index, scored in answers}
     return Scores(request, model, [found[index] for index in range(len(jobs))], frames.use)
 

@@ -53,12 +53,10 @@ async def measure(
     served = registry.pair(request.a, request.b)
     jobs = [await _job(request, served, index) for index in range(len(request.items))]
     sources = [partial(_measured, request, served, index, job, frames) for index, job in enumerate(jobs)]
-    positions = sum(len(job.a_ids) + len(job.b_ids) for job in jobs)
-    async with served.pair.admitted(positions):
-        async with aclosing(interleave(sources, at_once=served.pair.config.sequences)) as answers:
-            found = {index: measured async for index, measured in answers}
-        floor = await _noise_floor(request, served, jobs, frames) if request.noise_floor else None
+    async with aclosing(interleave(sources, at_once=served.pair.config.sequences)) as answers:
+        found = {index: measured async for index, measured in answers}
     columns = [found[index] for index in range(len(jobs))]
+    floor = await _noise_floor(request, served, jobs, frames) if request.noise_floor else None
     return await asyncio.to_thread(_response, request, served, jobs, columns, floor, frames.use)
 
 

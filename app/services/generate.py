@@ -127,11 +127,7 @@ async def _events(
     generations = [_generation(request, model, sample) for sample in samples]
     sources = [partial(_tokens, sample, generation) for sample, generation in zip(samples, generations, strict=True)]
     count = 0
-    positions = sum(len(sample.ids) + sample.max_tokens for sample in samples)
-    async with (
-        model.pair.admitted(positions),
-        aclosing(interleave(sources, at_once=model.pair.config.sequences)) as tokens,
-    ):
+    async with aclosing(interleave(sources, at_once=model.pair.config.sequences)) as tokens:
         async for token in tokens:
             yield Event("token", token, count)
             count += 1

@@ -8,13 +8,11 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from app.config import Admission, PairConfig, Settings
-from app.services.gate import Gate, Room
+from app.config import PairConfig
 from app.services.telemetry import Telemetry
 from app.services.text import Codec
 from rl_onoff.errors import WorkerLost, WorkerUnavailable
@@ -33,12 +31,11 @@ _BEST_FIRST: Final[tuple[State, ...]] = ("ready", "lost", "starting", "failed")
 class Replicas:
     """One pair behind one name, whichever of its workers answer."""
 
-    def __init__(self, config: PairConfig, telemetry: Telemetry, settings: Settings) -> None:
+    def __init__(self, config: PairConfig, telemetry: Telemetry, resume_seconds: float) -> None:
         self.config = config
         self.workers: Sequence[PairWorker] = ()
         self.telemetry = telemetry
-        self._resume_seconds = settings.resume_seconds
-        self.gate = _gate(config, telemetry, settings.admission)
+        self._resume_seconds = resume_seconds
         self._turns = itertools.count(1)
         self._reading = asyncio.Lock()
         self._codec: Codec | None = None
@@ -126,13 +123,3 @@ class Replicas:
         if like is not None:
             found = [pair for pair in found if (pair.info.a, pair.info.b) == (like.a, like.b)]
         return min(found, key=lambda pair: pair.worker.order, default=None)
-
-
-def _gate(config: PairConfig, telemetry: Telemetry, admission: Admission) -> Gate:
-    requests = admission.running_requests or 2 * config.sequences * config.replicas
-    return Gate(
-        Room(requests, admission.running_cells),
-        Room(admission.waiting_requests, admission.waiting_cells),
-        partial(telemetry.admitted, config.name),
-        telemetry.refused.labels(config.name).inc,
-    )

@@ -80,20 +80,19 @@ async def _parts(model: ServedModel, jobs: Sequence[Score], cached: CachedFrames
     logprobs: list[bytes] = []
     entropies: list[bytes] = []
     sent = len(ids)
-    async with model.pair.admitted(sum(len(job.ids) for job in jobs)):
-        for job in jobs:
-            left = len(job.ids) - job.start
-            async with aclosing(cached.run(model.pair, job)) as frames:
-                async for frame in frames:
-                    if isinstance(frame, Rows):
-                        left -= frame.values.shape[0]
-                        logprobs.append(frame.token_logprobs.numpy().astype("<f8").tobytes())
-                        entropies.append(frame.entropy.numpy().astype("<f8").tobytes())
-                        sent += len(frame.values.data)
-                        yield ids + frame.values.data if ids else frame.values.data
-                        ids = b""
-            if left:
-                raise InternalError("the worker scored another number of positions than asked for")
+    for job in jobs:
+        left = len(job.ids) - job.start
+        async with aclosing(cached.run(model.pair, job)) as frames:
+            async for frame in frames:
+                if isinstance(frame, Rows):
+                    left -= frame.values.shape[0]
+                    logprobs.append(frame.token_logprobs.numpy().astype("<f8").tobytes())
+                    entropies.append(frame.entropy.numpy().astype("<f8").tobytes())
+                    sent += len(frame.values.data)
+                    yield ids + frame.values.data if ids else frame.values.data
+                    ids = b""
+        if left:
+            raise InternalError("the worker scored another number of positions than asked for")
     yield bytes(-sent % 8) + b"".join(logprobs) + b"".join(entropies)
 
 

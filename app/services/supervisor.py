@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -66,13 +66,6 @@ class LoadedPair:
     def routed(self) -> LoadedPair:
         """The pair with the worker that has the least in hand now."""
         return self.worker.replicas.routed(self)
-
-    def admitted(self, positions: int) -> AbstractAsyncContextManager[None]:
-        """Around a request that computes rows for so many positions: it waits for its turn among all of the pair.
-
-        Raises Overloaded at once where too many wait.
-        """
-        return self.worker.replicas.gate.hold(positions * self.info.a.vocab_size)
 
     def in_hand(self) -> AbstractContextManager[None]:
         """Around a job of its worker."""
@@ -277,7 +270,7 @@ class Supervisor:
     async def start(self) -> None:
         self._folder = _socket_folder(max(len(config.name) for config in self._settings.pairs))
         for config in self._settings.pairs:
-            replicas = self.pairs[config.name] = Replicas(config, self.telemetry, self._settings)
+            replicas = self.pairs[config.name] = Replicas(config, self.telemetry, self._settings.resume_seconds)
             replicas.workers = [
                 PairWorker(replicas, number, self._settings, self._folder, self._command)
                 for number in range(config.replicas)

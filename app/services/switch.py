@@ -45,11 +45,7 @@ class SwitchRun:
         generation = self.generation
         values = generation.values.setdefault(self.request.policy.watched, [])
         first = after.token
-        positions = len(self.ids) + self.request.sampling.max_tokens
-        async with (
-            self.served.pair.admitted(positions),
-            aclosing(generation.progress(first)) as progress,
-        ):
+        async with aclosing(generation.progress(first)) as progress:
             async for piece in progress:
                 if isinstance(piece, Paused):
                     yield Event("comment", "the worker is gone; its successor goes on from here")

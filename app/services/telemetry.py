@@ -32,19 +32,7 @@ class Telemetry:
         self.resumed = counter("resumed", "Requests that went on with another worker after the death of theirs")
         self.active = gauge("worker_active", "Requests the worker had in hand at its last heartbeat")
         self.outstanding = gauge("worker_outstanding", "Jobs the service has given the worker and not got back")
-        self.refused = counter("requests_refused", "Requests refused with 429, too many being in hand")
-        self._requests = Gauge(
-            "rl_onoff_requests",
-            "Requests in hand, running or waiting for their turn",
-            ("pair", "state"),
-            registry=self.registry,
-        )
         self.lookahead = {name: counter(name, text) for name, text in _LOOKAHEAD.items()}
-
-    def admitted(self, pair: str, running: int, waiting: int) -> None:
-        """How many requests of a pair are in hand."""
-        self._requests.labels(pair, "running").set(running)
-        self._requests.labels(pair, "waiting").set(waiting)
 
     def page(self) -> bytes:
         """The exposition format, version 0.0.4."""

@@ -33,7 +33,6 @@ class Settings:
     timeout: float | None
     stream_timeout: float | None
     backoff: Backoff
-    deadline: float | None = None
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments of `httpx.Client` and `httpx.AsyncClient`. Raises ConfigurationError."""
@@ -43,8 +42,6 @@ class Settings:
             if url.userinfo:
                 raise ConfigurationError("give either an API key or a user and password in the URL: HTTP sends one")
             headers["Authorization"] = f"Bearer {_valid(self.api_key)}"
-        if self.deadline is not None:
-            headers["X-Request-Timeout"] = f"{self.deadline:.9f}"
         # A proxy for the outside world is not asked for this machine's own service.
         return {"base_url": url, "headers": headers, "trust_env": url.host not in _LOOPBACK}
 

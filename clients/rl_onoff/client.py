@@ -64,8 +64,7 @@ class Client:
     """A connection pool to one service. Safe to share between threads; close it, or use it as a context manager.
 
     `timeout` is how many seconds the service may be silent before an answer (a long generation is), `stream_timeout`
-    between two bytes of a stream (the service sends one every 15 s at least). `deadline` is how many seconds the
-    service may take for one request, waiting included, before it gives it up with DeadlineExceeded.
+    between two bytes of a stream (the service sends one every 15 s at least).
 
     A service that turns a request away (429, 503) or takes no connection is asked again for `retry_seconds`, with waits
     of up to 8 s, or of its Retry-After where that is longer; it is not waited for beyond that time. A request whose
@@ -80,12 +79,11 @@ class Client:
         api_key: str | None = None,
         timeout: float | None = 600.0,
         stream_timeout: float | None = 60.0,
-        deadline: float | None = None,
         max_retries: int = 2,
         retry_seconds: float = 60.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        settings = Settings(base_url, api_key, timeout, stream_timeout, Backoff(max_retries, retry_seconds), deadline)
+        settings = Settings(base_url, api_key, timeout, stream_timeout, Backoff(max_retries, retry_seconds))
         self._session = Session(settings, transport)
 
     def __enter__(self) -> Self:
@@ -210,12 +208,11 @@ class AsyncClient:
         api_key: str | None = None,
         timeout: float | None = 600.0,
         stream_timeout: float | None = 60.0,
-        deadline: float | None = None,
         max_retries: int = 2,
         retry_seconds: float = 60.0,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        settings = Settings(base_url, api_key, timeout, stream_timeout, Backoff(max_retries, retry_seconds), deadline)
+        settings = Settings(base_url, api_key, timeout, stream_timeout, Backoff(max_retries, retry_seconds))
         self._session = AsyncSession(settings, transport)
 
     async def __aenter__(self) -> Self:

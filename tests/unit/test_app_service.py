@@ -96,7 +96,7 @@ async def test_a_body_that_does_not_come_ends_with_the_drain() -> None:
     async def send(message: Message) -> None:
         pass
 
-    reading = asyncio.create_task(Admission(app, Limits(), drain, None)(SCOPE, never, send))  # type: ignore[arg-type]
+    reading = asyncio.create_task(Admission(app, Limits(), drain)(SCOPE, never, send))  # type: ignore[arg-type]
     await asyncio.sleep(0.01)
     drain.expired.set()
     with pytest.raises(ShuttingDown):
@@ -171,4 +171,4 @@ def test_the_page_of_the_api_needs_nothing_from_elsewhere() -> None:
         assert shown in html
     links = set(re.findall(r'href="#([^"]+)"', html))
     assert links <= set(re.findall(r'id="([^"]+)"', html))
-    assert '"429"' in json.dumps(create_app(Settings()).openapi()["paths"])
+    assert "429" not in json.dumps(create_app(Settings()).openapi()["paths"])

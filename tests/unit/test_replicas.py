@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from app.config import PairConfig, Settings
+from app.config import PairConfig
 from app.services.replicas import Replicas
 from app.services.supervisor import LoadedPair, PairWorker
 from app.services.telemetry import Telemetry
@@ -42,7 +42,7 @@ class Worker:
 
 @pytest.fixture
 def replicas() -> Replicas:
-    made = Replicas(CONFIG, Telemetry(), Settings(resume_seconds=0))
+    made = Replicas(CONFIG, Telemetry(), 0)
     made.workers = [cast(PairWorker, Worker(made, number)) for number in range(3)]
     return made
 

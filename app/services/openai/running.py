@@ -118,11 +118,7 @@ class Running:
     async def events(self) -> AsyncGenerator[tuple[Choice, Moment], None]:
         """What happens to all choices, as it comes."""
         sources = [partial(self._run, choice) for choice in self.choices]
-        positions = sum(len(choice.prompt.ids) + choice.prompt.max_tokens for choice in self.choices)
-        async with (
-            self.pair.admitted(positions),
-            aclosing(interleave(sources, at_once=self.pair.config.sequences)) as events,
-        ):
+        async with aclosing(interleave(sources, at_once=self.pair.config.sequences)) as events:
             async for event in events:
                 yield event
 
