@@ -127,6 +127,18 @@ class Limits(_Section):
     samples: int = Field(default=4096, ge=1, description="prompts x n")
     items: int = Field(default=1024, ge=1)
     row_bytes: int = Field(default=256 << 20, ge=1, description="of all rows or top-k lists in one answer")
+    running: int | None = Field(
+        default=None,
+        ge=1,
+        description="tokens x vocabulary of all that a pair's workers are given at a time; default: what all their "
+        "sequences come to at their longest",
+    )
+    queued: int | None = Field(
+        default=None,
+        ge=0,
+        description="tokens x vocabulary that may wait for a pair, of each client; what is more is refused (429); "
+        "default: 64 times `running`",
+    )
 
 
 def _demo_pair() -> PairConfig:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.record import current
 from rl_onoff.errors import ConfigurationError, Unauthorized
 
 #: Asked by probes, which have no key; they tell nothing about what is served.
@@ -70,5 +71,6 @@ class Keys:
         if scheme.lower() != b"bearer":
             return False
         presented = hashlib.sha256(key.strip()).digest()
+        current().client = presented.hex()
         # Every key is compared, or the time taken would tell which matched.
         return sum([hmac.compare_digest(presented, known) for known in self._digests]) > 0

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app import errors
+from app.access import Access
 from app.config import Settings, check_agents, check_exposure
 from app.deps import Service
 from app.keys import Keys
@@ -66,7 +67,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(ClientGone, _no_one)
     app.add_middleware(Admission, limits=settings.limits, drain=service.drain)
     app.add_middleware(Keys, digests=settings.key_digests, also_open=web.paths())
-    app.add_middleware(Boundary, send_seconds=settings.send_seconds)  # the last one added is the outermost
+    app.add_middleware(Boundary, send_seconds=settings.send_seconds)
+    app.add_middleware(Access)  # the last one added is the outermost
     for module in (generate, distributions, divergence, switch, openai, system, web):
         app.include_router(module.router)
     return app

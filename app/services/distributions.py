@@ -14,6 +14,7 @@ import numpy.typing as npt
 from app.config import Limits
 from app.services import rowstream
 from app.services.cache.frames import CachedFrames
+from app.services.gate import Ticket, cost
 from app.services.ids import new_id
 from app.services.interleave import interleave
 from app.services.nulls import finites
@@ -108,9 +109,10 @@ async def score(
     request: DistributionsRequest, registry: Registry, limits: Limits, frames: CachedFrames, *, binary: bool
 ) -> Scores:
     model, jobs = await _planned(request, registry, limits, binary=binary)
-    sources = [partial(_scored, model, index, job, frames) for index, job in enumerate(jobs)]
-    async with aclosing(interleave(sources, at_once=model.pair.config.sequences)) as answers:
-        found = {index: scored async for index, scored in answers}
+    with model.pair.ticket(sum(cost(job, model.info.vocab_size) for job in jobs)) as ticket:
+        sources = [partial(_scored, model, index, job, frames, ticket) for index, job in enumerate(jobs)]
+        async with aclosing(interleave(sources, at_once=model.pair.config.sequences)) as answers:
+            found = {index: scored async for index, scored in answers}
     return Scores(request, model, [found[index] for index in range(len(jobs))], frames.use)
 
 
@@ -166,9 +168,9 @@ def _check_budget(request: DistributionsRequest, jobs: list[Score], vocab_size: 
 
 
 async def _scored(
-    model: ServedModel, index: int, job: Score, cached: CachedFrames
+    model: ServedModel, index: int, job: Score, cached: CachedFrames, ticket: Ticket
 ) -> AsyncGenerator[tuple[int, _Scored], None]:
-    async with aclosing(cached.run(model.pair, job)) as frames:
+    async with aclosing(cached.run(model.pair, job, ticket)) as frames:
         rows = [frame async for frame in frames if isinstance(frame, Rows)]
     solution = job.ids[job.start :]
     if sum(part.values.shape[0] for part in rows) != len(solution):

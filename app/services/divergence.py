@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from app.config import Limits
 from app.services.cache.frames import CachedFrames
+from app.services.gate import Ticket, cost
 from app.services.ids import new_id
 from app.services.interleave import interleave
 from app.services.nulls import finites
@@ -52,11 +53,13 @@ async def measure(
     check_items(len(request.items), limits)
     served = registry.pair(request.a, request.b)
     jobs = [await _job(request, served, index) for index in range(len(request.items))]
-    sources = [partial(_measured, request, served, index, job, frames) for index, job in enumerate(jobs)]
-    async with aclosing(interleave(sources, at_once=served.pair.config.sequences)) as answers:
-        found = {index: measured async for index, measured in answers}
-    columns = [found[index] for index in range(len(jobs))]
-    floor = await _noise_floor(request, served, jobs, frames) if request.noise_floor else None
+    total = sum(cost(job, served.infos[0].vocab_size) for job in jobs)
+    with served.pair.ticket(2 * total if request.noise_floor else total) as ticket:
+        sources = [partial(_measured, request, served, index, job, frames, ticket) for index, job in enumerate(jobs)]
+        async with aclosing(interleave(sources, at_once=served.pair.config.sequences)) as answers:
+            found = {index: measured async for index, measured in answers}
+        columns = [found[index] for index in range(len(jobs))]
+        floor = await _noise_floor(request, served, jobs, frames, ticket) if request.noise_floor else None
     return await asyncio.to_thread(_response, request, served, jobs, columns, floor, frames.use)
 
 
@@ -105,10 +108,10 @@ async def _job(request: DivergenceRequest, served: ServedPair, index: int) -> Co
 
 
 async def _measured(
-    request: DivergenceRequest, served: ServedPair, index: int, job: Compare, cached: CachedFrames
+    request: DivergenceRequest, served: ServedPair, index: int, job: Compare, cached: CachedFrames, ticket: Ticket
 ) -> AsyncGenerator[tuple[int, _Measured], None]:
     chunks: list[Values] = []
-    async with aclosing(cached.run(served.pair, job)) as frames:
+    async with aclosing(cached.run(served.pair, job, ticket)) as frames:
         chunks.extend([frame async for frame in frames if isinstance(frame, Values)])
     columns: dict[str, Column] = {}
     for asked in job.measures:
@@ -132,12 +135,14 @@ async def _measured(
 
 
 async def _noise_floor(
-    request: DivergenceRequest, served: ServedPair, jobs: list[Compare], frames: CachedFrames
+    request: DivergenceRequest, served: ServedPair, jobs: list[Compare], frames: CachedFrames, ticket: Ticket
 ) -> NoiseFloor:
     """What of the request's A against itself would be measured, were its logits bfloat16."""
     plain_request = request.model_copy(update={"summary": False})
     rounded = [msgspec.structs.replace(job, floor=served.side_a) for job in jobs]
-    sources = [partial(_measured, plain_request, served, index, job, frames) for index, job in enumerate(rounded)]
+    sources = [
+        partial(_measured, plain_request, served, index, job, frames, ticket) for index, job in enumerate(rounded)
+    ]
     async with aclosing(interleave(sources, at_once=served.pair.config.sequences)) as answers:
         found = [measured.columns async for _, measured in answers]
     measures = {name: np.concatenate([item.measures[name] for item in found]) for name in found[0].measures}

@@ -11,6 +11,7 @@ from functools import partial
 
 from app.config import Limits
 from app.services.events import Event
+from app.services.gate import Ticket
 from app.services.generation import Generation, drawn_seed, sampling_params, total_usage
 from app.services.ids import new_id
 from app.services.interleave import interleave
@@ -125,13 +126,15 @@ async def _events(
     request: GenerateRequest, model: ServedModel, samples: list[_Sample], prompt_tokens: int, metrics: _Metrics
 ) -> AsyncGenerator[Event, None]:
     generations = [_generation(request, model, sample) for sample in samples]
-    sources = [partial(_tokens, sample, generation) for sample, generation in zip(samples, generations, strict=True)]
-    count = 0
-    async with aclosing(interleave(sources, at_once=model.pair.config.sequences)) as tokens:
-        async for token in tokens:
-            yield Event("token", token, count)
-            count += 1
-    pairs = list(zip(samples, generations, strict=True))
+    with model.pair.ticket(sum(generation.cost for generation in generations)) as ticket:
+        ticket.reserve()
+        pairs = list(zip(samples, generations, strict=True))
+        sources = [partial(_tokens, sample, generation, ticket) for sample, generation in pairs]
+        count = 0
+        async with aclosing(interleave(sources, at_once=model.pair.config.sequences)) as tokens:
+            async for token in tokens:
+                yield Event("token", token, count)
+                count += 1
     scores = await asyncio.to_thread(lambda: [metrics.scores(*pair) for pair in pairs])
     overall = await asyncio.to_thread(metrics.overall, samples, generations, scores)
     results = [_result(request, *pair, found) for pair, found in zip(pairs, scores, strict=True)]
@@ -160,8 +163,8 @@ def _generation(request: GenerateRequest, model: ServedModel, sample: _Sample) -
     return Generation(model.pair, job, model.pair.codec.stream(ends=ends, stop=sampling.stop))
 
 
-async def _tokens(sample: _Sample, generation: Generation) -> AsyncGenerator[GenerateToken, None]:
-    async with aclosing(generation.pieces()) as pieces:
+async def _tokens(sample: _Sample, generation: Generation, ticket: Ticket) -> AsyncGenerator[GenerateToken, None]:
+    async with aclosing(generation.pieces(ticket)) as pieces:
         async for piece in pieces:
             yield GenerateToken(
                 prompt_index=sample.prompt_index,

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+from app.services import gate
 from app.services.detokenize import Piece, TextStream
 from app.services.nulls import finites
 from app.services.replay import Delivered, Paused, go_on
@@ -42,14 +43,24 @@ class Generation:
     def text(self) -> str:
         return "".join(self.tokens)
 
-    async def pieces(self) -> AsyncGenerator[Piece, None]:
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is left to be generated."""
+        return self._whole
+
+    @property
+    def cost(self) -> int:
+        """As `gate.cost`."""
+        return gate.cost(self._job, self._pair.info.a.vocab_size)
+
+    async def pieces(self, ticket: gate.Ticket) -> AsyncGenerator[Piece, None]:
         """Every token with its text, as soon as that is certain. Ends the worker's job at a stop string."""
-        async with aclosing(self.progress()) as progress:
+        async with aclosing(self.progress(ticket)) as progress:
             async for piece in progress:
                 if isinstance(piece, Piece):
                     yield piece
 
-    async def progress(self, start: int = 0) -> AsyncGenerator[Piece | Paused, None]:
+    async def progress(self, ticket: gate.Ticket, start: int = 0) -> AsyncGenerator[Piece | Paused, None]:
         """The pieces from token `start` on, and the moments from which on a worker is awaited.
 
         What is closed may be iterated again, from any token: what is known is told from the record, and the work goes
@@ -60,7 +71,10 @@ class Generation:
             start += 1
         if self._whole:
             return
-        async with aclosing(go_on(self._pair, self._job, self._delivered)) as frames:
+        async with (
+            ticket.turn(self.cost),
+            aclosing(go_on(self._pair, self._job, self._delivered)) as frames,
+        ):
             async for frame in frames:
                 if isinstance(frame, Paused):
                     yield frame

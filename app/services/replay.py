@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 
 import msgspec
 
+from app.services.gate import Ticket, cost
 from app.services.supervisor import LoadedPair
 from rl_onoff.errors import WorkerLost, WorkerUnavailable
 from rl_onoff.kinds import parse_policy
@@ -38,13 +39,16 @@ class Paused:
     """The worker is gone: what follows will come from its successor."""
 
 
-async def run(pair: LoadedPair, job: Job) -> AsyncGenerator[Frame, None]:
-    """As `Link.run` of the pair's worker with least in hand, whatever becomes of workers in between.
+async def run(pair: LoadedPair, job: Job, ticket: Ticket) -> AsyncGenerator[Frame, None]:
+    """As `Link.run` of the pair's worker with least in hand when the job's turn comes, whatever becomes of workers.
 
-    Raises WorkerLost or WorkerUnavailable when no worker with the same models comes back in time, and when nearly as
-    many die over this job, without a frame in between, as would end the service.
+    Raises Overloaded where too much waits already, WorkerLost or WorkerUnavailable when no worker with the same models
+    comes back in time, and when nearly as many die over this job, without a frame in between, as would end the service.
     """
-    async with aclosing(go_on(pair, job, Delivered())) as frames:
+    async with (
+        ticket.turn(cost(job, pair.info.a.vocab_size)),
+        aclosing(go_on(pair, job, Delivered())) as frames,
+    ):
         async for frame in frames:
             if not isinstance(frame, Paused):
                 yield frame
@@ -52,7 +56,7 @@ async def run(pair: LoadedPair, job: Job) -> AsyncGenerator[Frame, None]:
 
 async def go_on(pair: LoadedPair, job: Job, delivered: Delivered) -> AsyncGenerator[Frame | Paused, None]:
     """The frames of `run` that were not yet `delivered`, which keeps the account: closed and called again with it, it
-    goes on where it was."""
+    goes on where it was. It is for the caller to await the job's turn."""
     if pair.link.closed:  # it ended while nobody listened
         yield Paused()
     pair = pair.routed()

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from app.config import PairConfig
+from app.config import Limits, PairConfig
+from app.services.gate import AHEAD, QUEUED, Gate
 from app.services.telemetry import Telemetry
 from app.services.text import Codec
 from rl_onoff.errors import WorkerLost, WorkerUnavailable
@@ -31,11 +32,15 @@ _BEST_FIRST: Final[tuple[State, ...]] = ("ready", "lost", "starting", "failed")
 class Replicas:
     """One pair behind one name, whichever of its workers answer."""
 
-    def __init__(self, config: PairConfig, telemetry: Telemetry, resume_seconds: float) -> None:
+    def __init__(
+        self, config: PairConfig, telemetry: Telemetry, resume_seconds: float, limits: Limits | None = None
+    ) -> None:
         self.config = config
         self.workers: Sequence[PairWorker] = ()
         self.telemetry = telemetry
         self._resume_seconds = resume_seconds
+        self._limits = limits or Limits()
+        self._gate: Gate | None = None
         self._turns = itertools.count(1)
         self._reading = asyncio.Lock()
         self._codec: Codec | None = None
@@ -63,6 +68,23 @@ class Replicas:
             doing = {"lost": "is being restarted", "failed": "could not be loaded"}.get(self.state, "is starting")
             raise WorkerUnavailable(f"the worker of pair {self.config.name} {doing}", retry_after=1)
         return loaded
+
+    def gate(self, info: PairInfo) -> Gate:
+        """One for all its workers; unless configured, what runs at a time is bounded by their sequences alone."""
+        if self._gate is None:
+            sequences = AHEAD * self.config.sequences * self.config.replicas
+            whole = sequences * min(info.a.max_len, info.b.max_len) * 2 * info.a.vocab_size
+            running = self._limits.running or whole
+            queued = QUEUED * running if self._limits.queued is None else self._limits.queued
+            self._gate = Gate(
+                running=running,
+                queued=queued,
+                sequences=sequences,
+                on_refused=self.telemetry.refused.labels(self.config.name).inc,
+                on_waited=self.telemetry.waited.labels(self.config.name).observe,
+            )
+            self.telemetry.watch_gate(self.config.name, self._gate)
+        return self._gate
 
     def routed(self, pair: LoadedPair) -> LoadedPair:
         """The same models in the worker that has least in hand; `pair` itself where no other answers."""

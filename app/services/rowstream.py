@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from app.services.cache.frames import CachedFrames
+from app.services.gate import cost
 from app.services.ids import new_id
 from app.services.registry import ServedModel
 from app.services.safetensors import header, size_of
@@ -76,24 +77,26 @@ def _metadata(request: DistributionsRequest, model: ServedModel, jobs: Sequence[
 
 
 async def _parts(model: ServedModel, jobs: Sequence[Score], cached: CachedFrames) -> AsyncGenerator[bytes, None]:
-    ids = b"".join(np.asarray(job.ids[job.start :], dtype="<i8").tobytes() for job in jobs)
-    logprobs: list[bytes] = []
-    entropies: list[bytes] = []
-    sent = len(ids)
-    for job in jobs:
-        left = len(job.ids) - job.start
-        async with aclosing(cached.run(model.pair, job)) as frames:
-            async for frame in frames:
-                if isinstance(frame, Rows):
-                    left -= frame.values.shape[0]
-                    logprobs.append(frame.token_logprobs.numpy().astype("<f8").tobytes())
-                    entropies.append(frame.entropy.numpy().astype("<f8").tobytes())
-                    sent += len(frame.values.data)
-                    yield ids + frame.values.data if ids else frame.values.data
-                    ids = b""
-        if left:
-            raise InternalError("the worker scored another number of positions than asked for")
-    yield bytes(-sent % 8) + b"".join(logprobs) + b"".join(entropies)
+    with model.pair.ticket(sum(cost(job, model.info.vocab_size) for job in jobs)) as ticket:
+        ticket.reserve()  # what is refused later would be cut off
+        ids = b"".join(np.asarray(job.ids[job.start :], dtype="<i8").tobytes() for job in jobs)
+        logprobs: list[bytes] = []
+        entropies: list[bytes] = []
+        sent = len(ids)
+        for job in jobs:
+            left = len(job.ids) - job.start
+            async with aclosing(cached.run(model.pair, job, ticket)) as frames:
+                async for frame in frames:
+                    if isinstance(frame, Rows):
+                        left -= frame.values.shape[0]
+                        logprobs.append(frame.token_logprobs.numpy().astype("<f8").tobytes())
+                        entropies.append(frame.entropy.numpy().astype("<f8").tobytes())
+                        sent += len(frame.values.data)
+                        yield ids + frame.values.data if ids else frame.values.data
+                        ids = b""
+            if left:
+                raise InternalError("the worker scored another number of positions than asked for")
+        yield bytes(-sent % 8) + b"".join(logprobs) + b"".join(entropies)
 
 
 async def _joined(first: list[bytes], rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:

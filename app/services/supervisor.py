@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Literal
 
 from app.config import PairConfig, Settings
+from app.record import current
+from app.services.gate import Ticket
 from app.services.launch import launch
 from app.services.link import Link
 from app.services.replicas import Replicas
@@ -62,6 +64,12 @@ class LoadedPair:
         Its models are those this one had: where their files have changed, nothing can be continued.
         """
         return await self.worker.replicas.revived(self.info)
+
+    def ticket(self, total: int) -> AbstractContextManager[Ticket]:
+        """Around the work of one request, whose jobs cost `total` (see `gate.cost`)."""
+        record = current()
+        record.pair = self.config.name
+        return self.worker.replicas.gate(self.info).ticket(record.client, total)
 
     def routed(self) -> LoadedPair:
         """The pair with the worker that has the least in hand now."""
@@ -270,7 +278,9 @@ class Supervisor:
     async def start(self) -> None:
         self._folder = _socket_folder(max(len(config.name) for config in self._settings.pairs))
         for config in self._settings.pairs:
-            replicas = self.pairs[config.name] = Replicas(config, self.telemetry, self._settings.resume_seconds)
+            replicas = self.pairs[config.name] = Replicas(
+                config, self.telemetry, self._settings.resume_seconds, self._settings.limits
+            )
             replicas.workers = [
                 PairWorker(replicas, number, self._settings, self._folder, self._command)
                 for number in range(config.replicas)

@@ -45,16 +45,18 @@ class SwitchRun:
         generation = self.generation
         values = generation.values.setdefault(self.request.policy.watched, [])
         first = after.token
-        async with aclosing(generation.progress(first)) as progress:
-            async for piece in progress:
-                if isinstance(piece, Paused):
-                    yield Event("comment", "the worker is gone; its successor goes on from here")
-                    continue
-                index, lead = piece.index, _lead(generation.leads[piece.index])
-                if lead != self._lead_before(index) and not (index == first and after.switched):
-                    yield Event("switch", self._switch(index), Place(index, switched=True).id)
-                token = SwitchToken(index=index, id=piece.id, text=piece.text, lead=lead, divergence=values[index])
-                yield Event("token", token, Place(index + 1).id)
+        with self.served.pair.ticket(0 if generation.whole else generation.cost) as ticket:
+            ticket.reserve()
+            async with aclosing(generation.progress(ticket, first)) as progress:
+                async for piece in progress:
+                    if isinstance(piece, Paused):
+                        yield Event("comment", "the worker is gone; its successor goes on from here")
+                        continue
+                    index, lead = piece.index, _lead(generation.leads[piece.index])
+                    if lead != self._lead_before(index) and not (index == first and after.switched):
+                        yield Event("switch", self._switch(index), Place(index, switched=True).id)
+                    token = SwitchToken(index=index, id=piece.id, text=piece.text, lead=lead, divergence=values[index])
+                    yield Event("token", token, Place(index + 1).id)
         if first > len(generation.tokens) or (after.switched and first == len(generation.tokens)):
             raise InvalidField(f"the text has {len(generation.tokens)} tokens", field="Last-Event-ID")
         yield Event("done", _response(self.request, self.served, self.ids, generation, self._switches()))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from functools import partial
 
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from app.services.gate import Gate
 from workers.wire import Frame, Tokens, Usage
 
 _LOOKAHEAD = {
@@ -11,6 +14,15 @@ _LOOKAHEAD = {
     "accepted": "Drafted tokens that were emitted",
     "rounds": "Rounds of lookahead: a draft and one forward pass that judges it",
 }
+
+
+_GATE = {
+    "running": "Jobs that have their turn",
+    "running_cost": "Tokens x vocabulary of the jobs that have their turn",
+    "queued": "Requests of which something waits for its turn",
+    "queued_cost": "Tokens x vocabulary of all that waits for its turn",
+}
+_WAITS = (0.001, 0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 
 class Telemetry:
@@ -32,7 +44,24 @@ class Telemetry:
         self.resumed = counter("resumed", "Requests that went on with another worker after the death of theirs")
         self.active = gauge("worker_active", "Requests the worker had in hand at its last heartbeat")
         self.outstanding = gauge("worker_outstanding", "Jobs the service has given the worker and not got back")
+        self.refused = counter("admission_refused", "Requests refused because too much of their client waited")
+        self.waited = Histogram(
+            "rl_onoff_admission_wait_seconds",
+            "From when a job could have run until it was given its turn",
+            ("pair",),
+            buckets=_WAITS,
+            registry=self.registry,
+        )
+        self._gates = {
+            name: Gauge(f"rl_onoff_admission_{name}", text, ("pair",), registry=self.registry)
+            for name, text in _GATE.items()
+        }
         self.lookahead = {name: counter(name, text) for name, text in _LOOKAHEAD.items()}
+
+    def watch_gate(self, pair: str, gate: Gate) -> None:
+        """Show how full it is."""
+        for name, metric in self._gates.items():
+            metric.labels(pair).set_function(partial(getattr, gate, name))
 
     def page(self) -> bytes:
         """The exposition format, version 0.0.4."""

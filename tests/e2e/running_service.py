@@ -40,6 +40,7 @@ def table_pair(folder: Path, name: str = "pair", *, endless: bool = False, **mor
     return {
         "name": name,
         "backend": "table",
+        "sequences": 256,  # a table computes all it is asked at the same time
         "a": {"name": f"{prefix}base", "path": write_table(folder / f"{name}-a.json", rows_a, **more)},
         "b": {"name": f"{prefix}tuned", "path": write_table(folder / f"{name}-b.json", rows_b, **more)},
     }

@@ -20,6 +20,7 @@ from app.services.cache.flights import Flights
 from app.services.cache.layouts import Layout, MeasuresLayout, RowsLayout
 from app.services.cache.memory import MemoryStore
 from app.services.cache.redis_store import RedisStore
+from app.services.gate import Ticket
 from app.services.supervisor import LoadedPair
 from rl_onoff.schemas import CacheUse
 from workers.wire import Compare, Frame, Rows, Score, Values
@@ -80,12 +81,12 @@ class CachedFrames:
     def use(self) -> CacheUse:
         return CacheUse(hit_rows=self._hit, computed_rows=self._computed)
 
-    async def run(self, pair: LoadedPair, job: Score | Compare) -> AsyncGenerator[Frame, None]:
-        """As `replay.run`; of a job that is answered from the cache alone there is no `Done`."""
+    async def run(self, pair: LoadedPair, job: Score | Compare, ticket: Ticket) -> AsyncGenerator[Frame, None]:
+        """As `replay.run`; a job that is answered from the cache alone awaits no turn, and there is no `Done`."""
         store = self._store
         layout = self._cache.layout(pair, job) if store is not None else None
         if store is None or layout is None:
-            async with aclosing(replay.run(pair, job)) as frames:
+            async with aclosing(replay.run(pair, job, ticket)) as frames:
                 async for frame in frames:
                     if isinstance(frame, Rows | Values):
                         self._count(pair, frame, hit=False)
@@ -100,7 +101,7 @@ class CachedFrames:
             # Whole rows are sent as they come: who waited for another's would wait for that one's client.
             flight = None if layout.bulky else self._cache.flights.serving(layout, position)
             if flight is None:
-                async with aclosing(self._computed_from(store, pair, layout, position)) as frames:
+                async with aclosing(self._computed_from(store, pair, layout, position, ticket)) as frames:
                     async for frame in frames:
                         yield frame
                 return
@@ -128,11 +129,11 @@ class CachedFrames:
                 return
 
     async def _computed_from(
-        self, store: Store, pair: LoadedPair, layout: Layout, position: int
+        self, store: Store, pair: LoadedPair, layout: Layout, position: int, ticket: Ticket
     ) -> AsyncGenerator[Frame, None]:
         pieces = _Blocks(store, layout, position)
         with self._cache.flights.lead(layout, position) as flight:
-            async with aclosing(replay.run(pair, layout.rest(position))) as frames:
+            async with aclosing(replay.run(pair, layout.rest(position), ticket)) as frames:
                 async for frame in frames:
                     if isinstance(frame, Rows | Values):
                         entry = layout.entry(frame)

@@ -12,11 +12,12 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from app.services import replay
+from app.services.gate import Ticket
 from app.services.nulls import finites
 from app.services.openai.names import Switched, Target
 from app.services.registry import ServedModel
 from rl_onoff.errors import InternalError
-from workers.wire import Frame, Rows, SamplingParams, Score, SwitchScore, Walked
+from workers.wire import Frame, Job, Rows, SamplingParams, Score, SwitchScore, Walked
 
 #: What OpenAI writes for a token that is as good as impossible: JSON has no -inf.
 IMPOSSIBLE = -9999.0
@@ -38,20 +39,35 @@ def at_least(logprob: float) -> float:
     return max(logprob, IMPOSSIBLE)
 
 
-async def loglikelihood(target: Target, ids: list[int], k: int, params: SamplingParams) -> Loglikelihood:
-    """With the k most likely tokens of every position; `params` are those of the signals that depend on samples."""
+def scoring_job(target: Target, ids: list[int], k: int, params: SamplingParams) -> Score | SwitchScore | None:
+    """What `loglikelihood` asks of the worker. None where there is nothing to score."""
     if len(ids) < 2:
+        return None
+    if isinstance(target, Switched):
+        policy = target.policy.model_dump(mode="json")
+        return SwitchScore(ids, 1, params, policy, logprobs=k, swapped=target.served.swapped)
+    return Score(side=target.side, ids=ids, start=1, top_k=max(k, 1))
+
+
+async def loglikelihood(
+    target: Target, ids: list[int], k: int, params: SamplingParams, ticket: Ticket
+) -> Loglikelihood:
+    """With the k most likely tokens of every position; `params` are those of the signals that depend on samples."""
+    job = scoring_job(target, ids, k, params)
+    if job is None:
         return Loglikelihood()
-    scored = await (_of_pair(target, ids, k, params) if isinstance(target, Switched) else _of_model(target, ids, k))
+    if isinstance(target, Switched):
+        scored = await _of_pair(target, job, ticket)
+    else:
+        scored = await _of_model(target, job, k, ticket)
     if len(scored.logprobs) != len(ids) - 1:
         raise InternalError("the worker scored another number of positions than asked for")
     return scored
 
 
-async def _of_model(model: ServedModel, ids: list[int], k: int) -> Loglikelihood:
+async def _of_model(model: ServedModel, job: Job, k: int, ticket: Ticket) -> Loglikelihood:
     scored = Loglikelihood()
-    job = Score(side=model.side, ids=ids, start=1, top_k=max(k, 1))
-    async with aclosing(replay.run(model.pair, job)) as frames:
+    async with aclosing(replay.run(model.pair, job, ticket)) as frames:
         async for frame in frames:
             if isinstance(frame, Rows) and frame.ids is not None:
                 scored.logprobs += frame.token_logprobs.numpy().tolist()
@@ -60,12 +76,10 @@ async def _of_model(model: ServedModel, ids: list[int], k: int) -> Loglikelihood
     return scored
 
 
-async def _of_pair(target: Switched, ids: list[int], k: int, params: SamplingParams) -> Loglikelihood:
+async def _of_pair(target: Switched, job: Job, ticket: Ticket) -> Loglikelihood:
     scored = Loglikelihood()
-    policy = target.policy.model_dump(mode="json")
-    job = SwitchScore(ids, 1, params, policy, logprobs=k, swapped=target.served.swapped)
     frames: AsyncGenerator[Frame, None]
-    async with aclosing(replay.run(target.served.pair, job)) as frames:
+    async with aclosing(replay.run(target.served.pair, job, ticket)) as frames:
         async for frame in frames:
             if isinstance(frame, Walked):
                 scored.logprobs += frame.logprobs

@@ -14,11 +14,12 @@ from pydantic import BaseModel
 
 from app.config import Limits
 from app.services.detokenize import Piece
+from app.services.gate import Ticket, cost
 from app.services.generation import Generation, total_usage
 from app.services.ids import new_id
 from app.services.interleave import interleave
 from app.services.openai.answers import SwitchSummary, Usage
-from app.services.openai.loglikelihood import Loglikelihood, loglikelihood
+from app.services.openai.loglikelihood import Loglikelihood, loglikelihood, scoring_job
 from app.services.openai.names import Switched, Target
 from app.services.openai.requests import OpenAIRequest
 from app.services.prompts import within
@@ -117,10 +118,12 @@ class Running:
 
     async def events(self) -> AsyncGenerator[tuple[Choice, Moment], None]:
         """What happens to all choices, as it comes."""
-        sources = [partial(self._run, choice) for choice in self.choices]
-        async with aclosing(interleave(sources, at_once=self.pair.config.sequences)) as events:
-            async for event in events:
-                yield event
+        with self.pair.ticket(sum(map(self._cost, self.choices))) as ticket:
+            ticket.reserve()
+            sources = [partial(self._run, choice, ticket) for choice in self.choices]
+            async with aclosing(interleave(sources, at_once=self.pair.config.sequences)) as events:
+                async for event in events:
+                    yield event
 
     async def finish(self) -> None:
         async with aclosing(self.events()) as events:
@@ -217,13 +220,21 @@ class Running:
         request = self._request
         return SamplingParams(request.temperature, request.top_k, request.top_p, request.min_p, seed)
 
-    async def _run(self, choice: Choice) -> AsyncGenerator[tuple[Choice, Moment], None]:
+    def _cost(self, choice: Choice) -> int:
+        own = choice.generation.cost if choice.generation is not None else 0
+        if not self._score_prompts:
+            return own
+        job = scoring_job(self.target, choice.prompt.ids, self._logprobs or 0, self._params(choice.seed))
+        return own if job is None else own + cost(job, self.codec.vocab_size)
+
+    async def _run(self, choice: Choice, ticket: Ticket) -> AsyncGenerator[tuple[Choice, Moment], None]:
         if self._score_prompts:
             params = self._params(choice.seed)
-            choice.scored = await loglikelihood(self.target, choice.prompt.ids, self._logprobs or 0, params)
+            k = self._logprobs or 0
+            choice.scored = await loglikelihood(self.target, choice.prompt.ids, k, params, ticket)
         yield choice, "begin"
         if choice.generation is not None:
-            async with aclosing(choice.generation.pieces()) as pieces:
+            async with aclosing(choice.generation.pieces(ticket)) as pieces:
                 async for piece in pieces:
                     choice.lengths.append(len(piece.text))
                     yield choice, piece
