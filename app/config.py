@@ -122,6 +122,9 @@ class Limits(_Section):
     body_bytes: int = Field(default=16 << 20, ge=1)
     header_bytes: int = Field(default=32 << 10, ge=1)
     body_seconds: float = Field(default=60, gt=0, description="for a request's body to arrive")
+    request_seconds: float = Field(
+        default=3600, gt=0, description="for a request to be answered; X-Request-Timeout may ask for less"
+    )
     text_chars: int = Field(default=8 << 20, ge=1)
     prompts: int = Field(default=1024, ge=1)
     samples: int = Field(default=4096, ge=1, description="prompts x n")
@@ -190,6 +193,7 @@ class Settings(BaseSettings):
     reconnect_seconds: float = Field(
         default=120, ge=0, description="how long a switched stream is kept for a client that comes back; 0: not at all"
     )
+    log_format: Literal["text", "json"] = "text"
     ping_seconds: float = Field(default=15, gt=0, description="between comments in an idle event stream")
     send_seconds: float = Field(default=30, gt=0, description="a client that reads nothing for so long is cut off")
 

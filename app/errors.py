@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from app import openai_errors as openai
+from app.record import current
 from rl_onoff.errors import (
     InternalError,
     InvalidField,
@@ -29,7 +30,8 @@ MEDIA_TYPE = "application/problem+json"
 
 
 def problem(error: OnOffError, scope: Scope, **extensions: Any) -> dict[str, Any]:
-    """The members of the problem body for this request."""
+    """The members of the problem body for this request, whose error it is from now on."""
+    current().error = error.slug
     return {
         **error.problem(),
         "instance": scope["path"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import contextlib
 import os
 import signal
 import socket
@@ -15,12 +15,13 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app import errors
+from app import errors, logs
 from app.access import Access
 from app.config import Settings, check_agents, check_exposure
 from app.deps import Service
 from app.keys import Keys
 from app.middleware import Admission, Boundary
+from app.record import current
 from app.routes import distributions, divergence, generate, openai, switch, system, web
 from app.server import Server, bound
 from app.services.cache.counters import CacheCounters
@@ -28,6 +29,7 @@ from app.services.cache.frames import Cache
 from app.services.drain import Drain
 from app.services.reconnect import Streams
 from app.services.registry import Registry
+from app.services.request_metrics import RequestMetrics
 from app.services.supervisor import CrashLoop, Supervisor
 from app.sources import check_sources
 from app.watch import ClientGone
@@ -68,19 +70,22 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(Admission, limits=settings.limits, drain=service.drain)
     app.add_middleware(Keys, digests=settings.key_digests, also_open=web.paths())
     app.add_middleware(Boundary, send_seconds=settings.send_seconds)
-    app.add_middleware(Access)  # the last one added is the outermost
+    app.add_middleware(
+        Access, metrics=RequestMetrics(supervisor.telemetry.registry)
+    )  # the last one added is the outermost
     for module in (generate, distributions, divergence, switch, openai, system, web):
         app.include_router(module.router)
     return app
 
 
 async def _no_one(_: Request, __: Exception) -> Response:
+    current().error = "client-gone"
     return Response(status_code=499)  # never sent: the connection is gone
 
 
 def serve(settings: Settings, *, on_ready: Callable[[str], None] | None = None) -> int:
     """Serve until SIGTERM or SIGINT; the exit code. `on_ready` is called with the URL once every pair is loaded."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+    logs.configure(settings.log_format)
     try:
         check_exposure(settings)
         check_agents(settings)
@@ -183,4 +188,5 @@ def _stop_signal(drain: Drain) -> asyncio.Event:
 
 
 def _say(text: str) -> None:
-    print(f"rl-onoff: {text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # a full disk under the log is no reason to end
+        print(f"rl-onoff: {text}", file=sys.stderr, flush=True)

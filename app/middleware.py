@@ -13,13 +13,25 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.config import Limits
 from app.errors import ProblemResponse
+from app.record import current
 from app.services.drain import Drain
 from app.watch import ClientStalled
-from rl_onoff.errors import HeadersTooLarge, InternalError, OnOffError, PayloadTooLarge, RequestTimeout, ShuttingDown
+from rl_onoff.errors import (
+    HeadersTooLarge,
+    InternalError,
+    InvalidField,
+    LimitExceeded,
+    OnOffError,
+    PayloadTooLarge,
+    RequestTimeout,
+    ShuttingDown,
+)
 
 logger = logging.getLogger("rl_onoff.service")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+TIMEOUT_HEADER = "X-Request-Timeout"
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 #: Answered even while the service drains.
 _ALWAYS = frozenset({"/health", "/ready", "/metrics"})
 
@@ -40,10 +52,11 @@ class Boundary:
             return
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(12)
-        scope.setdefault("state", {})["request_id"] = request_id
+        scope.setdefault("state", {})["request_id"] = current().request_id = request_id
         try:
             await self._answered(scope, receive, send, request_id)
         except ClientStalled as stalled:  # the server closes what has no end
+            current().error = "client-stalled"
             logger.info("request %s: %s", request_id, stalled)
 
     async def _answered(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
@@ -69,6 +82,7 @@ class Boundary:
         except Exception:
             logger.exception("request %s failed", request_id)
             if started:
+                current().error = InternalError.slug
                 raise  # the server cuts the connection: the client sees that the answer is not whole
             error = InternalError("the service failed on this request; its log tells why under this request id")
             await ProblemResponse(error, scope)(scope, receive, send_with_id)
@@ -88,11 +102,25 @@ class Admission:
             return
         if sum(len(name) + len(value) for name, value in scope["headers"]) > self._limits.header_bytes:
             raise HeadersTooLarge(f"the headers exceed {self._limits.header_bytes} bytes")
+        current().seconds = self._seconds(Headers(scope=scope).get(TIMEOUT_HEADER))
         declared = Headers(scope=scope).get("content-length", "")
         if declared.isdigit() and int(declared) > self._limits.body_bytes:
             raise self._too_large()
         with self._drain.admit() if scope["path"] not in _ALWAYS else contextlib.nullcontext():
             await self._app(scope, self._limited(receive), send)
+
+    def _seconds(self, asked: str | None) -> float:
+        """What the request has, to its end: what it asks for, at most the limit."""
+        most = self._limits.request_seconds
+        if asked is None:
+            return most
+        if not _SECONDS.fullmatch(asked) or not (seconds := float(asked)):
+            raise InvalidField("must be a number of seconds above 0, as in 2.5", field=TIMEOUT_HEADER)
+        if seconds > most:
+            raise LimitExceeded(
+                f"{seconds:g} s exceed the limit of {most:g} s", field=TIMEOUT_HEADER, limit=most, actual=seconds
+            )
+        return seconds
 
     def _limited(self, receive: Receive) -> Receive:
         received = 0

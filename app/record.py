@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -21,11 +22,18 @@ class Record:
     client: str = ""
     begun: float = field(default_factory=lambda: asyncio.get_running_loop().time())
     seconds: float | None = None
+    request_id: str = ""
     pair: str = ""
-    tokens: int = 0
-    queued_seconds: float = 0.0
+    tokens: int = 0  # generated
+    rows: int = 0  # positions scored, or had from the cache
+    queued_seconds: float = 0.0  # the longest that one of its jobs waited for its turn
     #: The slug of the error it ended with, if any; of those that came after the status was out, too.
     error: str | None = None
+    #: Told `begun` whenever a stream has sent a token.
+    on_token: Callable[[float], None] = lambda begun: None
+
+    def token_sent(self) -> None:
+        self.on_token(self.begun)
 
     @property
     def left(self) -> float | None:

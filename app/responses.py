@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from app.record import current
 from app.services.drain import Drain
 from app.watch import disconnected
 from rl_onoff.errors import ShuttingDown
@@ -62,9 +63,10 @@ class StreamedResponse(Response):
         gone = asyncio.create_task(disconnected(receive))
         expired = asyncio.create_task(self._drain.expired.wait())
         tasks = (pump, gone, expired)
+        record = current()
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            left, ended = gone.done(), pump.done()
+            await asyncio.wait(tasks, timeout=record.left, return_when=asyncio.FIRST_COMPLETED)
+            left, ended, late = gone.done(), pump.done(), not expired.done()
         finally:
             for task in tasks:
                 task.cancel()
@@ -72,7 +74,11 @@ class StreamedResponse(Response):
             await self._parts.aclose()
         if isinstance(outcomes[0], Exception):
             raise outcomes[0]
-        if not (left or ended):
+        if left:
+            record.error = "client-gone"
+        elif late and not ended:
+            raise record.too_late()
+        elif not ended:
             raise ShuttingDown("the service is shutting down")
 
     async def _pump(self, send: Send) -> None:

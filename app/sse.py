@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.config import Settings
 from app.errors import problem
+from app.record import current
 from app.services.drain import Drain
 from app.services.events import Sendable
 from app.watch import ClientStalled, disconnected
@@ -96,8 +97,10 @@ class EventStream(Response):
         expired = asyncio.create_task(self._drain.expired.wait())
         superseded = asyncio.create_task(self._superseded.wait())
         tasks = (pump, ping, gone, expired, superseded)
+        record = current()
         try:
-            await asyncio.wait({pump, gone, expired, superseded}, return_when=asyncio.FIRST_COMPLETED)
+            ends = {pump, gone, expired, superseded}
+            ended, _ = await asyncio.wait(ends, timeout=record.left, return_when=asyncio.FIRST_COMPLETED)
             left = gone.done()
         finally:
             for task in tasks:
@@ -105,22 +108,27 @@ class EventStream(Response):
             outcomes = await asyncio.gather(*tasks, return_exceptions=True)
             await self._events.aclose()
         if left:
+            record.error = "client-gone"
             return
         if isinstance(outcomes[0], Exception):
             raise outcomes[0]
         if self._superseded.is_set() and not self._ended:
             raise ClientStalled("its stream goes on in another connection")
         if not self._ended:
-            await write(self._error(ShuttingDown("the service is shutting down"), scope))
+            over = ShuttingDown("the service is shutting down") if ended else record.too_late()
+            await write(self._error(over, scope))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _pump(self, scope: Scope, write: Any) -> None:
+        record = current()
         try:
             async with aclosing(self._events) as events:
                 async for event in events:
                     self._emitted += event.name == "token"
                     self._ended = event.name == "done"
                     await write(event.encode())
+                    if event.name == "token":
+                        record.token_sent()
         except OnOffError as error:
             final = error
         except ClientStalled:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.types import Receive
 
+from app.record import current
 from app.services.drain import Drain
 from rl_onoff.errors import ShuttingDown
 
@@ -32,19 +33,22 @@ async def disconnected(receive: Receive) -> None:
 async def attended(work: Coroutine[Any, Any, T], request: Request, drain: Drain) -> T:
     """The result of `work`, which is cancelled when the client leaves or the service has to end.
 
-    Raises ClientGone or ShuttingDown then.
+    Raises ClientGone or ShuttingDown then, and DeadlineExceeded when the request's time is over.
     """
     working = asyncio.create_task(work)
     gone = asyncio.create_task(disconnected(request.receive))
     expired = asyncio.create_task(drain.expired.wait())
     tasks = (working, gone, expired)
+    record = current()
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(tasks, timeout=record.left, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
         if expired.done():
             raise ShuttingDown("the service is shutting down", retry_after=5)
-        raise ClientGone
+        if gone.done():
+            raise ClientGone
+        raise record.too_late()
     finally:
         for task in tasks:
             task.cancel()

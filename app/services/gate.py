@@ -186,6 +186,7 @@ class Ticket:
         self._client = client
         self._total = total
         self._left: int | None = None
+        self.waited = 0.0  # seconds, the longest of its jobs
 
     def reserve(self) -> None:
         """Count as waiting what the request may cost, once. Raises Overloaded where that is too much."""
@@ -210,6 +211,7 @@ class Ticket:
         try:
             if not granted.done():
                 await granted
+                self.waited = max(self.waited, self._gate._clock() - turn.since)
             yield
         finally:
             self._gate._leave(self._client, turn)

@@ -9,8 +9,8 @@ import shutil
 import tempfile
 import time
 from collections import deque
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -65,11 +65,16 @@ class LoadedPair:
         """
         return await self.worker.replicas.revived(self.info)
 
-    def ticket(self, total: int) -> AbstractContextManager[Ticket]:
+    @contextmanager
+    def ticket(self, total: int) -> Iterator[Ticket]:
         """Around the work of one request, whose jobs cost `total` (see `gate.cost`)."""
         record = current()
         record.pair = self.config.name
-        return self.worker.replicas.gate(self.info).ticket(record.client, total)
+        with self.worker.replicas.gate(self.info).ticket(record.client, total) as ticket:
+            try:
+                yield ticket
+            finally:
+                record.queued_seconds = max(record.queued_seconds, ticket.waited)
 
     def routed(self) -> LoadedPair:
         """The pair with the worker that has the least in hand now."""

@@ -6,8 +6,9 @@ from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from app.record import current
 from app.services.gate import Gate
-from workers.wire import Frame, Tokens, Usage
+from workers.wire import Frame, Rows, Tokens, Usage, Values, Walked
 
 _LOOKAHEAD = {
     "drafted": "Tokens drafted by one model for the other to judge",
@@ -76,10 +77,13 @@ class Meter:
         self._pair = pair
         self._usage = Usage()
         self._lead = ""
+        self._record = current()
 
     def count(self, frame: Frame) -> None:
         telemetry, pair = self._telemetry, self._pair
+        self._record.rows += rows_of(frame)
         if isinstance(frame, Tokens):
+            self._record.tokens += len(frame.ids)
             for lead in frame.leads or ["alone"] * len(frame.ids):
                 telemetry.tokens.labels(pair, lead).inc()
                 if self._lead not in ("", lead):
@@ -92,3 +96,15 @@ class Meter:
             for name, metric in telemetry.lookahead.items():
                 metric.labels(pair).inc(getattr(usage, name) - getattr(self._usage, name))
             self._usage = usage
+
+
+def rows_of(frame: Frame) -> int:
+    """The positions a frame scores."""
+    match frame:
+        case Rows():
+            return frame.token_logprobs.shape[0]
+        case Values():
+            return frame.logprobs_a.shape[0]
+        case Walked():
+            return len(frame.leads)
+    return 0

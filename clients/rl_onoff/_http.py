@@ -17,6 +17,7 @@ from rl_onoff.version import __version__
 
 CONNECT_SECONDS: Final = 5.0
 WRITE_SECONDS: Final = 60.0
+DEADLINE_HEADER: Final = "X-Request-Timeout"
 
 #: Of a body that goes to a file.
 PART_BYTES: Final = 1 << 20
@@ -33,6 +34,7 @@ class Settings:
     timeout: float | None
     stream_timeout: float | None
     backoff: Backoff
+    deadline: float | None = None
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments of `httpx.Client` and `httpx.AsyncClient`. Raises ConfigurationError."""
@@ -42,6 +44,8 @@ class Settings:
             if url.userinfo:
                 raise ConfigurationError("give either an API key or a user and password in the URL: HTTP sends one")
             headers["Authorization"] = f"Bearer {_valid(self.api_key)}"
+        if self.deadline is not None:
+            headers[DEADLINE_HEADER] = _seconds(self.deadline)
         # A proxy for the outside world is not asked for this machine's own service.
         return {"base_url": url, "headers": headers, "trust_env": url.host not in _LOOPBACK}
 
@@ -71,6 +75,12 @@ def _valid(api_key: str) -> str:
     if api_key != api_key.strip():
         raise ConfigurationError("the API key begins or ends with a space")
     return api_key
+
+
+def _seconds(deadline: float) -> str:
+    if not 1e-3 <= deadline <= 1e9:
+        raise ConfigurationError("the deadline must be between a thousandth and a thousand million seconds")
+    return f"{deadline:.3f}"
 
 
 def _shown(url: httpx.URL) -> httpx.URL:

@@ -70,6 +70,9 @@ class Client:
     of up to 8 s, or of its Retry-After where that is longer; it is not waited for beyond that time. A request whose
     connection was reset before the answer's head, or that lost its worker or ran out of memory, is sent again
     `max_retries` times. `max_retries=0` asks once, whatever happens.
+
+    `deadline` is what the service gets for each request, in seconds from its arrival to the end of the answer, queueing
+    included: then it stops working and DeadlineExceeded is raised. Without one, the service's own limit holds.
     """
 
     def __init__(
@@ -81,9 +84,10 @@ class Client:
         stream_timeout: float | None = 60.0,
         max_retries: int = 2,
         retry_seconds: float = 60.0,
+        deadline: float | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        settings = Settings(base_url, api_key, timeout, stream_timeout, Backoff(max_retries, retry_seconds))
+        settings = Settings(base_url, api_key, timeout, stream_timeout, Backoff(max_retries, retry_seconds), deadline)
         self._session = Session(settings, transport)
 
     def __enter__(self) -> Self:
@@ -210,9 +214,10 @@ class AsyncClient:
         stream_timeout: float | None = 60.0,
         max_retries: int = 2,
         retry_seconds: float = 60.0,
+        deadline: float | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        settings = Settings(base_url, api_key, timeout, stream_timeout, Backoff(max_retries, retry_seconds))
+        settings = Settings(base_url, api_key, timeout, stream_timeout, Backoff(max_retries, retry_seconds), deadline)
         self._session = AsyncSession(settings, transport)
 
     async def __aenter__(self) -> Self:

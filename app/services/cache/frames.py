@@ -13,6 +13,7 @@ from contextlib import aclosing
 import msgspec
 
 from app.config import Settings
+from app.record import current
 from app.services import replay
 from app.services.cache.counters import CacheCounters
 from app.services.cache.entry import Entry, Store, cut, joined
@@ -154,6 +155,7 @@ class CachedFrames:
         count = (frame.token_logprobs if isinstance(frame, Rows) else frame.logprobs_a).shape[0]
         if hit:
             self._hit += count
+            current().rows += count
         else:
             self._computed += count
         self._cache.counters.rows.labels(pair.config.name, "cache" if hit else "model").inc(count)
