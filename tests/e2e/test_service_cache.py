@@ -143,6 +143,10 @@ def test_equal_requests_at_the_same_time_are_computed_once(tmp_path: Path) -> No
             answers = list(pool.map(lambda _: distributions(started), range(6)))
         assert sum(answer["cache"]["computed_rows"] for answer in answers) == len(SOLUTION)
         assert all(answer["items"] == answers[0]["items"] for answer in answers)
+        with ThreadPoolExecutor(6) as pool:
+            files = list(pool.map(lambda _: whole_rows(started), range(6)))
+        assert len(set(files)) == 1
+        assert metric(started, 'rows_total{pair="pair",source="model"}') == 2 * len(SOLUTION)
 
 
 def test_what_is_broken_in_redis_is_computed_again_and_removed(tmp_path: Path, empty: RedisServer) -> None:

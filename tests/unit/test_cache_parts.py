@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import struct
 from typing import Any
 
@@ -17,7 +16,6 @@ from app.services.cache.breaker import Breaker
 from app.services.cache.codec import Corrupt, decode, encode
 from app.services.cache.counters import CacheCounters
 from app.services.cache.entry import Entry, joined, size_of
-from app.services.cache.flights import Flights
 from app.services.cache.layouts import MeasuresLayout, RowsLayout
 from app.services.cache.memory import MemoryStore
 from app.services.cache.writes import Batch, WriteBehind
@@ -279,38 +277,6 @@ async def test_whole_rows_do_not_drive_out_the_rest() -> None:
     assert (await store.get([KEY]))[0] is not None
     store.put(bytes(32), {"x": np.zeros(100_000)}, bulky=True)  # larger than all there is: not kept
     assert (await store.get([KEY]))[0] is not None
-
-
-async def test_of_equal_jobs_one_computes_and_the_others_have_its_rows() -> None:
-    flights = Flights()
-    large, small = (rows(Score("a", [1, 2, 3, 4, 5], 1, top_k=k)) for k in (8, 5))
-    with flights.lead(large, 0) as flight:
-        flight.parts.append(entry(4, 8))
-        joined = flights.serving(small, 0)
-        assert joined is flight
-        waiting = asyncio.create_task(joined.wait())
-    assert await waiting
-    assert len(flight.from_position(1)[0]["values"]) == 3
-    assert flights.serving(small, 0) is None
-    with flights.lead(small, 2):
-        assert flights.serving(large, 2) is None  # a smaller k is no help
-        assert flights.serving(small, 0) is None  # nor is what begins later
-
-
-async def test_a_flight_that_fails_or_whose_client_leaves_sends_the_others_off() -> None:
-    flights = Flights()
-    job = rows(Score("a", [1, 2, 3], 1, top_k=5))
-    with contextlib.suppress(asyncio.CancelledError), flights.lead(job, 0) as flight:
-        waiting = asyncio.create_task(flight.wait())
-        await asyncio.sleep(0)
-        raise asyncio.CancelledError
-    assert not await waiting
-    with flights.lead(job, 0) as flight:
-        leaving = asyncio.create_task(flight.wait())
-        await asyncio.sleep(0)
-        leaving.cancel()
-        await asyncio.gather(leaving, return_exceptions=True)
-    assert await flight.wait()
 
 
 async def test_writes_wait_in_bounded_room_and_can_be_read_meanwhile() -> None:

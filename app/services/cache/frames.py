@@ -1,7 +1,7 @@
 """Frames of scoring jobs, as `replay.run` gives them, from the cache as far as it has them.
 
 A job's blocks are looked up from its beginning to the first that is missing; the rest is asked of the worker, once for
-all who ask at the same time, and stored while it passes. A request never waits for a write.
+all who ask at the same time (`flights`), and stored while it passes. A request never waits for a write.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from app.record import current
 from app.services import replay
 from app.services.cache.counters import CacheCounters
 from app.services.cache.entry import Entry, Store, cut, joined
-from app.services.cache.flights import Flights
+from app.services.cache.flights import Flights, Part, Parts
 from app.services.cache.layouts import Layout, MeasuresLayout, RowsLayout
 from app.services.cache.memory import MemoryStore
 from app.services.cache.redis_store import RedisStore
@@ -83,7 +83,7 @@ class CachedFrames:
         return CacheUse(hit_rows=self._hit, computed_rows=self._computed)
 
     async def run(self, pair: LoadedPair, job: Score | Compare, ticket: Ticket) -> AsyncGenerator[Frame, None]:
-        """As `replay.run`; a job that is answered from the cache alone awaits no turn, and there is no `Done`."""
+        """As `replay.run`, but that `Done` may be missing; what the cache or another's flight has awaits no turn."""
         store = self._store
         layout = self._cache.layout(pair, job) if store is not None else None
         if store is None or layout is None:
@@ -94,61 +94,39 @@ class CachedFrames:
                     yield frame
             return
         position = 0
-        async with aclosing(self._held(store, layout)) as held:
-            async for entry in held:
-                yield (frame := layout.answer(entry, position))
-                position += self._count(pair, frame, hit=True)
         while position < layout.positions:
-            # Whole rows are sent as they come: who waited for another's would wait for that one's client.
-            flight = None if layout.bulky else self._cache.flights.serving(layout, position)
-            if flight is None:
-                async with aclosing(self._computed_from(store, pair, layout, position, ticket)) as frames:
-                    async for frame in frames:
-                        yield frame
-                return
-            if await flight.wait():
-                for entry in flight.from_position(position):
+            async with aclosing(self._held(store, layout, position)) as held:
+                async for entry in held:
                     yield (frame := layout.answer(entry, position))
                     position += self._count(pair, frame, hit=True)
+            if position == layout.positions:
+                return
+            flight = self._cache.flights.serving(layout, position)
+            own = flight is None
+            if flight is None:
+                flight = self._cache.flights.start(layout, position, _computed(store, pair, layout, position, ticket))
+            async with aclosing(flight.parts(position, own=own)) as parts:
+                async for part in parts:
+                    yield (frame := _answer(layout, part, position))
+                    position += self._count(pair, frame, hit=not own)
 
-    async def _held(self, store: Store, layout: Layout) -> AsyncGenerator[Entry, None]:
-        """What the store has, from the first position to the first that is missing."""
-        block = layout.blocks[0]
-        step = max(1, _LOOKUP_BYTES // (layout.width * (block.end - block.begin)))
-        for begin in range(0, len(layout.blocks), step):
+    async def _held(self, store: Store, layout: Layout, position: int) -> AsyncGenerator[Entry, None]:
+        """What the store has, from `position` to the first that is missing."""
+        size = layout.blocks[0].end
+        step = max(1, _LOOKUP_BYTES // (layout.width * size))
+        for begin in range(position // size, len(layout.blocks), step):
             blocks = layout.blocks[begin : begin + step]
             found: list[Entry] = []
             for block, entry in zip(blocks, await store.get([block.key for block in blocks]), strict=True):
                 if entry is None or not layout.serves(entry, block.end - block.begin):
                     break
-                found.append(entry)
+                found.append(cut(entry, max(0, position - block.begin)))
             self._cache.counters.blocks.labels("hit").inc(len(found))
             self._cache.counters.blocks.labels("miss").inc(len(blocks) - len(found))
             if found:
                 yield joined(found)
             if len(found) < len(blocks):
                 return
-
-    async def _computed_from(
-        self, store: Store, pair: LoadedPair, layout: Layout, position: int, ticket: Ticket
-    ) -> AsyncGenerator[Frame, None]:
-        pieces = _Blocks(store, layout, position)
-        with self._cache.flights.lead(layout, position) as flight:
-            async with aclosing(replay.run(pair, layout.rest(position), ticket)) as frames:
-                async for frame in frames:
-                    if isinstance(frame, Rows | Values):
-                        entry = layout.entry(frame)
-                        if not layout.bulky:
-                            flight.parts.append(entry)
-                        pieces.add(entry)
-                        self._count(pair, frame, hit=False)
-                        start = position + frame.start
-                        if isinstance(frame, Rows) and frame.values.dtype == layout.dtype:  # as asked for: no copy
-                            yield msgspec.structs.replace(frame, start=start)
-                        else:
-                            yield layout.answer(entry, start)
-                    else:
-                        yield frame
 
     def _count(self, pair: LoadedPair, frame: Rows | Values, *, hit: bool) -> int:
         """Its positions."""
@@ -162,20 +140,46 @@ class CachedFrames:
         return count
 
 
+async def _computed(store: Store, pair: LoadedPair, layout: Layout, position: int, ticket: Ticket) -> Parts:
+    """What the worker makes of the job from `position` on, put into the store while it passes."""
+    blocks = _Blocks(store, layout, position)
+    async with aclosing(replay.run(pair, layout.rest(position), ticket)) as frames:
+        async for frame in frames:
+            if isinstance(frame, Rows | Values):
+                entry = layout.entry(frame)
+                blocks.add(entry)
+                begin = position + frame.start
+                yield Part(begin, begin + _positions(entry), frame, entry)
+
+
+def _answer(layout: Layout, part: Part, position: int) -> Rows | Values:
+    """The part from `position` on, as the job is answered; what came as asked for is not copied."""
+    frame = part.frame
+    if isinstance(frame, Rows) and part.begin == position and layout.as_asked(frame):
+        return msgspec.structs.replace(frame, start=position)
+    return layout.answer(cut(part.entry, position - part.begin), position)
+
+
 class _Blocks:
     """Computed entries, in the worker's chunks, put into the store in the layout's blocks, from `position` on.
 
-    Every row is copied once, however many blocks a chunk holds.
+    Every row is copied once, however many blocks a chunk holds. A block that began before `position` is left out.
     """
 
     def __init__(self, store: Store, layout: Layout, position: int) -> None:
         self._store = store
         self._layout = layout
         self._blocks = deque(block for block in layout.blocks if block.begin >= position)
+        self._skip = (self._blocks[0].begin if self._blocks else layout.positions) - position
         self._parts: deque[Entry] = deque()
         self._held = 0
 
     def add(self, entry: Entry) -> None:
+        if self._skip:
+            skipped = min(self._skip, _positions(entry))
+            self._skip -= skipped
+            if not _positions(entry := cut(entry, skipped)):
+                return
         self._parts.append(entry)
         self._held += _positions(entry)
         while self._blocks and self._held >= (size := self._blocks[0].end - self._blocks[0].begin):

@@ -24,13 +24,12 @@ _KERNEL_BYTES: Final = 48
 
 
 class Layout(Protocol):
-    """One job's. `bulky`: whole rows. `width` is about the bytes of a position, `dtype` that of the answer's rows."""
+    """One job's. `bulky`: whole rows. `width` is about the bytes of a position."""
 
     blocks: list[Block]
     positions: int
     bulky: bool
     width: int
-    dtype: str
 
     def serves(self, entry: Entry, positions: int) -> bool:
         """Whether the entry has what the job asks for, over so many positions."""
@@ -38,6 +37,10 @@ class Layout(Protocol):
 
     def answer(self, entry: Entry, start: int) -> Rows | Values:
         """The frame the job is answered with: the entry's positions, from `start` on."""
+        ...
+
+    def as_asked(self, frame: Rows) -> bool:
+        """Whether a frame made for a job this one is `within` is this one's answer."""
         ...
 
     def entry(self, frame: Rows | Values) -> Entry:
@@ -60,7 +63,6 @@ class RowsLayout:
         vocab_size = (info.a if job.side == "a" else info.b).vocab_size
         self._job = job
         self._vocab_size = vocab_size
-        self.dtype: str = job.dtype
         self.bulky = job.top_k is None
         self.positions = len(job.ids) - job.start
         size = keys.row_positions(vocab_size) if self.bulky else keys.POSITIONS
@@ -95,12 +97,15 @@ class RowsLayout:
             tail = np.maximum(0.0, 1.0 - np.exp(values.astype(np.float64)).sum(axis=-1))
         return Rows(
             start=start,
-            values=in_dtype(values, self.dtype),
+            values=in_dtype(values, self._job.dtype),
             ids=None if ids is None else Array.of(ids.astype(np.int64)),
             token_logprobs=Array.of(entry["token_logprobs"]),
             entropy=Array.of(entry["entropy"]),
             tail=None if tail is None else Array.of(tail),
         )
+
+    def as_asked(self, frame: Rows) -> bool:
+        return frame.values.dtype == self._job.dtype and frame.values.shape[-1] == (self._job.top_k or self._vocab_size)
 
     def entry(self, frame: Rows | Values) -> Entry:
         assert isinstance(frame, Rows)  # noqa: S101
@@ -126,7 +131,6 @@ class MeasuresLayout:
     """Of a `Compare`. A set of measures is stored as a whole: its values are of the same pass."""
 
     bulky = False
-    dtype = ""
 
     def __init__(self, job: Compare, namespace: str, info: PairInfo, options: Mapping[str, Any]) -> None:
         self._job = job
@@ -159,6 +163,9 @@ class MeasuresLayout:
             top1_agree=Array.of(entry["top1_agree"]),
             kernel=entry["kernel"][0].tobytes().rstrip(b"\0").decode(errors="replace"),
         )
+
+    def as_asked(self, frame: Rows) -> bool:
+        return False
 
     def entry(self, frame: Rows | Values) -> Entry:
         assert isinstance(frame, Values)  # noqa: S101
