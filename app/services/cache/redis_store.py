@@ -17,6 +17,7 @@ from app.services.cache.breaker import Breaker
 from app.services.cache.codec import Corrupt, decode, encode
 from app.services.cache.counters import CacheCounters
 from app.services.cache.entry import Entry
+from app.services.cache.patience import Patience
 from app.services.cache.writes import Batch, WriteBehind
 from rl_onoff.errors import ConfigurationError
 
@@ -30,14 +31,20 @@ _READS = 8
 _BATCH_BYTES = 4 << 20
 _WAITING_BYTES = 64 << 20
 _CLOSE_SECONDS = 1.0
+#: A store is taken for well again when the best of a few answers came within this many seconds.
+_QUICK = 0.02
+_PROBES = 3
 #: Values up to this are decoded on the event loop: handing them to a thread would take longer.
 _INLINE_BYTES = 32 << 10
 _READ_SIZE = 1 << 18
 
 
 class RedisStore:
-    """`timeout` seconds for one operation, connecting included; the first that fails ends them all until a probe
-    in the background is answered. Raises ConfigurationError for a URL that is none."""
+    """`timeout` seconds for one operation, connecting included, and for what slow ones add up to (`Patience`); the
+    first that fails ends them all until a probe in the background is answered, soon.
+
+    Raises ConfigurationError for a URL that is none.
+    """
 
     def __init__(self, url: str, *, timeout: float, ttl: int, counters: CacheCounters) -> None:
         self._timeout = timeout
@@ -45,6 +52,7 @@ class RedisStore:
         self._counters = counters
         self._reads = asyncio.Semaphore(_READS)
         self._no_writes_until = 0.0
+        self._patience = Patience(timeout)
         self._breaker = Breaker(self._ping, _PERIOD, self._changed)
         self._writes = WriteBehind(self._write, limit=_WAITING_BYTES, batch=_BATCH_BYTES)
         try:
@@ -89,7 +97,7 @@ class RedisStore:
             if not self._breaker.closed:
                 return nothing
             try:
-                async with asyncio.timeout(self._timeout):
+                async with self._patience.waiting():
                     found = await self._redis.mget([_PREFIX + key.hex().encode() for key in keys])
             except (RedisError, OSError, TimeoutError) as error:
                 self._failed("read", error)
@@ -97,6 +105,7 @@ class RedisStore:
         values = cast(list[bytes | None], found)  # responses are not decoded
         size = sum(len(value) for value in values if value is not None)
         self._counters.bytes.labels("read").inc(size)
+        self._patience.came(size)
         read = _decoded(keys, values) if size <= _INLINE_BYTES else await asyncio.to_thread(_decoded, keys, values)
         if corrupt := [key for key, entry in zip(keys, read, strict=True) if isinstance(entry, Corrupt)]:
             self._counters.blocks.labels("corrupt").inc(len(corrupt))
@@ -105,7 +114,7 @@ class RedisStore:
 
     async def _delete(self, keys: Sequence[bytes]) -> None:
         try:
-            async with asyncio.timeout(self._timeout):
+            async with self._patience.waiting():
                 await self._redis.unlink(*(_PREFIX + key.hex().encode() for key in keys))
         except ResponseError as error:
             self._refused(error)
@@ -140,17 +149,24 @@ class RedisStore:
         self._counters.held.set(self._writes.size)
 
     async def _ping(self) -> None:
-        try:
-            async with asyncio.timeout(self._timeout):
-                await self._redis.ping()
-        except RedisError as error:
-            raise OSError(str(error)) from error
+        took: list[float] = []
+        while not took or (min(took) > _QUICK and len(took) < _PROBES):
+            begin = time.monotonic()
+            try:
+                async with asyncio.timeout(self._timeout):
+                    await self._redis.ping()
+            except RedisError as error:
+                raise OSError(str(error)) from error
+            took.append(time.monotonic() - begin)
+        if min(took) > _QUICK:
+            raise TimeoutError
 
     def _failed(self, operation: str, error: Exception) -> None:
         self._counters.errors.labels(operation).inc()
         if self._breaker.closed:
             logger.warning("the cache does not answer (%s): going on without it", type(error).__name__)
         self._breaker.trip()
+        self._patience.end()
 
     def _refused(self, error: Exception) -> None:
         """Out of memory under noeviction, read-only, not allowed: reading goes on, writing after a pause."""
@@ -162,6 +178,7 @@ class RedisStore:
     def _changed(self, available: bool) -> None:
         self._counters.available.set(available)
         if available:
+            self._patience.renew()
             logger.warning("the cache answers again")
 
 
