@@ -268,7 +268,8 @@ class PairInfo(msgspec.Struct, frozen=True):
 
     `special_tokens` maps names chat templates use (`bos_token`, `eos_token`, ...) to their text. `warnings` are
     findings of the pair check an operator should read. `noise` is how far a signal, and under `logprob` a
-    log-probability, was seen to move with the shape of the forward pass alone.
+    log-probability, was seen to move with the shape of the forward pass alone. `libraries` are the versions of those
+    that compute (`workers.libraries`).
     """
 
     name: str
@@ -280,6 +281,7 @@ class PairInfo(msgspec.Struct, frozen=True):
     special_tokens: dict[str, str]
     warnings: list[str] = []
     noise: dict[str, float] = {}
+    libraries: dict[str, str] = {}
 
 
 class Health(msgspec.Struct, frozen=True):

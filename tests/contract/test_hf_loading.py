@@ -12,7 +12,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
 from rl_onoff.errors import ConfigurationError, LoadError, PairMismatch, UnsupportedModel
 from tests.contract import tiny
-from tests.contract.conftest import spec
+from tests.contract.conftest import Case, spec
 from tests.contract.test_backend import gap
 from workers.backends import load_pair
 from workers.backends.hf.load import fingerprint
@@ -204,3 +204,11 @@ def test_the_tokenizer_travels_whole(folders: Folders) -> None:
     pair = load_pair(spec(a, b))
     text = "What is 12+30?"
     assert Tokenizer.from_str(pair.info.tokenizer).encode(text).ids == AutoTokenizer.from_pretrained(a)(text).input_ids
+
+
+def test_a_pair_says_which_libraries_compute(llama: Case) -> None:
+    """The cache keys its rows by them."""
+    import transformers
+
+    libraries = llama.pair.info.libraries
+    assert (libraries["torch"], libraries["transformers"]) == (torch.__version__, transformers.__version__)

@@ -98,9 +98,12 @@ def test_all_that_decides_a_row_is_in_its_key() -> None:
         rows(job, info(a=model("a", dtype="bfloat16"))),
         rows(job, info(a=model("a", device="cuda:0"))),
         rows(job, info(backend="vllm")),
+        rows(job, info(libraries={"torch": "2.13.0+cpu"})),
         rows(job, float32_head=False),
     ):
         assert other.blocks[0].key != base
+    upgraded = [rows(job, info(libraries={"torch": version})).blocks[0].key for version in ("2.13.0", "2.14.0")]
+    assert upgraded[0] != upgraded[1]
     compare = Compare([1, 2, 3], 1, [1, 2, 3], 1, ["js", "kl_ab"])
     found = {
         MeasuresLayout(each, "", info(), {}).blocks[0].key

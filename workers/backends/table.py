@@ -33,6 +33,7 @@ import numpy.typing as npt
 from rl_onoff.errors import ConfigurationError, MissingDependency, PairMismatch
 from rl_onoff.version import __version__
 from workers.backends.base import Draft, Ids
+from workers.libraries import versions
 from workers.sampling import choose
 from workers.wire import ModelInfo, ModelSpec, PairInfo, SamplingParams, WorkerSpec
 
@@ -151,6 +152,7 @@ class TablePair:
             name=spec.pair,
             backend="table",
             version=__version__,
+            libraries=versions(),
             a=self.a.info,
             b=self.b.info,
             tokenizer=_tokenizer(self.a.table),

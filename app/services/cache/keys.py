@@ -45,8 +45,8 @@ def row_positions(vocab_size: int) -> int:
 def identity(info: PairInfo, side: Side, options: Mapping[str, Any]) -> dict[str, Any]:
     """All that decides a model's rows but the tokens. Contents of files, not names: see `ModelInfo.fingerprint`.
 
-    Cards of one kind count as one device. The backend's options and our own version are in it because either may
-    change the numbers.
+    Cards of one kind count as one device. The backend's options, our own version and those of the libraries that
+    compute are in it because any of them may change the numbers.
     """
     model = info.a if side == "a" else info.b
     return {
@@ -56,6 +56,7 @@ def identity(info: PairInfo, side: Side, options: Mapping[str, Any]) -> dict[str
         "vocab_size": model.vocab_size,
         "backend": info.backend,
         "backend_version": info.version,
+        "libraries": info.libraries,
         "options": dict(options),
     }
 

@@ -25,6 +25,7 @@ from workers.backends.hf.model import HFModel
 from workers.backends.hf.selfcheck import check_cache, memory_warnings, noise_floors, pass_costs
 from workers.backends.hf.vocabulary import kept_eos
 from workers.costs import PassCosts
+from workers.libraries import versions
 from workers.wire import Compare, Frame, ModelInfo, ModelSpec, PairInfo, WorkerSpec
 
 T = TypeVar("T")
@@ -116,6 +117,7 @@ def load(spec: WorkerSpec) -> HFPair:
             name=spec.pair,
             backend="hf",
             version=__version__,
+            libraries=versions(),
             a=infos[0],
             b=infos[1],
             tokenizer=vocabularies.tokenizer_json(a.tokenizer, spec.a.name),

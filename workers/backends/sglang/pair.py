@@ -33,6 +33,7 @@ from workers.backends.sglang.options import Options, arguments, device_of, envir
 from workers.backends.sglang.remote import RemoteModel
 from workers.backends.sglang.selfcheck import Sample, check_exact, noise_floors, sampled
 from workers.backends.sglang.server import Server
+from workers.libraries import versions
 from workers.logprobs import described
 from workers.wire import Done, Frame, Generate, ModelInfo, PairInfo, Side, Tokens, Usage, WorkerSpec
 
@@ -130,6 +131,7 @@ def start(spec: WorkerSpec) -> tuple[PairInfo, Servers]:
         name=spec.pair,
         backend="sglang",
         version=__version__,
+        libraries=versions(),
         a=_info(spec, "a", a, vocab_size),
         b=_info(spec, "b", b, vocab_size),
         tokenizer=vocabularies.tokenizer_json(a.tokenizer, spec.a.name),

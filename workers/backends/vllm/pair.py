@@ -26,6 +26,7 @@ from workers.backends.vllm.checkpoint import Checkpoint
 from workers.backends.vllm.extension import Wish
 from workers.backends.vllm.options import Options, options_of
 from workers.costs import PassCosts
+from workers.libraries import versions
 from workers.wire import (
     Done,
     Frame,
@@ -124,6 +125,7 @@ def load(spec: WorkerSpec) -> VLLMPair:
             name=spec.pair,
             backend="vllm",
             version=__version__,
+            libraries=versions(),
             a=infos[0],
             b=infos[1],
             tokenizer=vocabularies.tokenizer_json(a.tokenizer, spec.a.name),
