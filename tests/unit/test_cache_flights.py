@@ -194,3 +194,16 @@ async def test_a_failure_is_its_starters_and_the_others_try_for_themselves(
     assert results[1:] == [WANT, WANT]
     assert failing.active == working.active == 0
     assert len(working.starts) == 1
+
+
+async def test_lists_of_known_whole_rows_are_not_computed_and_the_rest_of_them_is(model: Model) -> None:
+    one = cache()
+    begun = msgspec.structs.replace(JOB, ids=JOB.ids[:28])  # 27 positions: a block and most of another
+    assert await values(one.open(None), begun) == WANT[:27]
+    lists = msgspec.structs.replace(JOB, top_k=7)
+    reader = one.open(None)
+    assert await values(reader, lists) == WANT
+    assert reader.use.hit_rows == 16
+    assert model.starts == [0, 16]
+    assert await values(one.open(None), msgspec.structs.replace(lists, ids=JOB.ids[:28])) == WANT[:27]
+    assert model.starts == [0, 16]

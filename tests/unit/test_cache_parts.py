@@ -231,6 +231,43 @@ def test_a_smaller_k_is_cut_from_a_larger_one_as_a_worker_would_have() -> None:
     assert probs[0].blocks[0].key != probs[1].blocks[0].key
 
 
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize("k", [1, 7, 64, 999, 1000])
+def test_lists_are_cut_from_whole_rows_as_a_worker_would_have(library: str, k: int) -> None:
+    """Bit for bit, with all that comes beside them."""
+    import torch
+
+    from workers.scoring import _cut
+
+    rng = np.random.default_rng(k)
+    different = [-1.0 - 0.01 * rng.permutation(1000) for _ in range(4)]
+    held: Any = np.float32([row - np.log(np.exp(row).sum()) for row in different])
+    computed = torch.from_numpy(held) if library == "torch" else held
+    job = Score("a", [1, 2, 3, 4, 5], 1, top_k=k)
+    want = _cut(computed, job, 1, 5)
+    whole = _cut(computed, msgspec.structs.replace(job, top_k=None), 1, 5)
+    asked = rows(job)
+    assert asked.whole is not None
+    lists = asked.whole.best(asked.whole.layout.entry(whole))
+    assert lists is not None
+    assert asked.serves(lists, 4)
+    assert asked.answer(lists, 0) == want
+
+
+def test_equal_values_are_not_cut_from_whole_rows() -> None:
+    whole = rows(Score("a", [1, 2], 1, top_k=3)).whole
+    assert whole is not None
+    beside = {"token_logprobs": np.zeros(1, np.float32), "entropy": np.zeros(1)}
+
+    def lists(*values: float) -> Entry | None:
+        return whole.best({"values": np.float32([values]), **beside})
+
+    assert lists(-1, -3, -2, -4, -4) is not None  # equal ones beyond the list
+    assert lists(-1, -3, -2, -3, -4) is None  # either may be the third
+    assert lists(-1, -2, -2, -3, -4) is None  # either may be the second
+    assert rows(Score("a", [1, 2], 1, top_k=3, kind="probs")).whole is None  # whose tail is not in them
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_the_dtype_is_made_on_reading_as_workers_make_it(dtype: Any) -> None:
     from workers.scoring import _stored

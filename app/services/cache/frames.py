@@ -6,6 +6,7 @@ all who ask at the same time (`flights`), and stored while it passes. A request 
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -95,8 +96,8 @@ class CachedFrames:
             return
         position = 0
         while position < layout.positions:
-            async with aclosing(self._held(store, layout, position)) as held:
-                async for entry in held:
+            async with aclosing(self._found(store, layout, position)) as found:
+                async for entry in found:
                     yield (frame := layout.answer(entry, position))
                     position += self._count(pair, frame, hit=True)
             if position == layout.positions:
@@ -109,6 +110,20 @@ class CachedFrames:
                 async for part in parts:
                     yield (frame := _answer(layout, part, position))
                     position += self._count(pair, frame, hit=not own)
+
+    async def _found(self, store: Store, layout: Layout, position: int) -> AsyncGenerator[Entry, None]:
+        """What can be had without a worker, from `position` on."""
+        async with aclosing(self._held(store, layout, position)) as held:
+            async for entry in held:
+                position += _positions(entry)
+                yield entry
+        if layout.whole is None or position == layout.positions:
+            return
+        async with aclosing(self._held(store, layout.whole.layout, position)) as held:
+            async for entry in held:
+                if (lists := await asyncio.to_thread(layout.whole.best, entry)) is None:
+                    return
+                yield lists
 
     async def _held(self, store: Store, layout: Layout, position: int) -> AsyncGenerator[Entry, None]:
         """What the store has, from `position` to the first that is missing."""

@@ -8,7 +8,7 @@ of the values and, of log-probabilities, a smaller k.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -24,12 +24,14 @@ _KERNEL_BYTES: Final = 48
 
 
 class Layout(Protocol):
-    """One job's. `bulky`: whole rows. `width` is about the bytes of a position."""
+    """One job's. `bulky`: whole rows. `width` is about the bytes of a position. `whole` is where else
+    its entries may be had."""
 
     blocks: list[Block]
     positions: int
     bulky: bool
     width: int
+    whole: Whole | None
 
     def serves(self, entry: Entry, positions: int) -> bool:
         """Whether the entry has what the job asks for, over so many positions."""
@@ -56,6 +58,30 @@ class Layout(Protocol):
         ...
 
 
+class Whole(NamedTuple):
+    """Whole rows, of which the `k` best are asked for."""
+
+    layout: RowsLayout
+    k: int
+
+    def best(self, entry: Entry) -> Entry | None:
+        """Their lists, of an entry of rows of log-probabilities.
+
+        None where equal values leave open which are the best, or in what order: workers need not settle it alike.
+        """
+        values = entry["values"]
+        rest = max(0, values.shape[-1] - self.k - 1)
+        ids = np.argpartition(values, rest, axis=-1)[:, rest:]
+        best = np.take_along_axis(values, ids, axis=-1)
+        order = np.argsort(-best, axis=-1)
+        best, ids = (np.take_along_axis(array, order, axis=-1) for array in (best, ids))
+        if (best[:, 1:] == best[:, :-1]).any():
+            return None
+        best = np.ascontiguousarray(best[:, : self.k])
+        lists = {"values": best, "ids": ids[:, : self.k].astype(np.int32), "tail": _tail(best)}
+        return {**lists, "token_logprobs": entry["token_logprobs"], "entropy": entry["entropy"]}
+
+
 class RowsLayout:
     """Of a `Score`: whole rows, or their k best."""
 
@@ -78,6 +104,10 @@ class RowsLayout:
         )
         self.width = 4 * vocab_size if job.top_k is None else 8 * job.top_k
         self.blocks = keys.chain(root, [job.ids[: job.start]], job.ids[job.start :], size)
+        self.whole: Whole | None = None
+        if job.top_k is not None and job.kind == "logprobs":
+            rows = RowsLayout(msgspec.structs.replace(job, top_k=None), namespace, info, options)
+            self.whole = Whole(rows, job.top_k)
 
     def serves(self, entry: Entry, positions: int) -> bool:
         columns = entry["values"].shape[-1] if "values" in entry else 0
@@ -93,8 +123,7 @@ class RowsLayout:
         k = self._job.top_k
         if k is not None and ids is not None and k < values.shape[-1]:
             values, ids = np.ascontiguousarray(values[:, :k]), ids[:, :k]
-            # As workers compute it (workers/scoring.py).
-            tail = np.maximum(0.0, 1.0 - np.exp(values.astype(np.float64)).sum(axis=-1))
+            tail = _tail(values)
         return Rows(
             start=start,
             values=in_dtype(values, self._job.dtype),
@@ -131,6 +160,7 @@ class MeasuresLayout:
     """Of a `Compare`. A set of measures is stored as a whole: its values are of the same pass."""
 
     bulky = False
+    whole: Whole | None = None
 
     def __init__(self, job: Compare, namespace: str, info: PairInfo, options: Mapping[str, Any]) -> None:
         self._job = job
@@ -191,6 +221,12 @@ def in_dtype(values: npt.NDArray[np.float32], dtype: str) -> Array:
         bits = np.ascontiguousarray(values).view(np.uint32)
         return Array.of(((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16), "bfloat16")
     return Array.of(values.astype(dtype, copy=False), dtype)
+
+
+def _tail(logprobs: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """As workers compute it (workers/scoring.py)."""
+    tail: npt.NDArray[np.float64] = np.maximum(0.0, 1.0 - np.exp(logprobs.astype(np.float64)).sum(axis=-1))
+    return tail
 
 
 def _shaped(entry: Entry, expected: Mapping[str, Sequence[int]]) -> bool:
