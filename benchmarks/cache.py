@@ -146,7 +146,7 @@ async def store(server: RedisServer, vocab_size: int, whole: bool, rounds: int) 
     times: dict[str, list[float]] = {name: [] for name in ("store", "mget", "gets")}
     for _ in range(rounds * 20):
         begin = time.perf_counter()
-        assert None not in await cache.get(keys)
+        assert None not in await cache.get(keys, bulky=whole)
         times["store"].append(time.perf_counter() - begin)
         begin = time.perf_counter()
         await raw.mget(names)

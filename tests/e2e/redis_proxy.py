@@ -33,7 +33,7 @@ class RedisProxy:
                 from_redis, to_redis = await asyncio.open_unix_connection(self._behind)
                 back = asyncio.create_task(self._answers(from_redis, writer))
                 while data := await reader.read(1 << 16):
-                    if b"MGET" in data:
+                    if b"GET" in data:
                         self.lookups += 1
                         self.before(self.lookups)
                     to_redis.write(data)

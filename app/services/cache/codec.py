@@ -2,14 +2,14 @@
 
     magic, version, bytes of the description                                    4 + 1 + 2 bytes
     the key it was written for                                                  32 bytes
-    CRC-32 of all but itself                                                    4 bytes
+    XXH3-64 of all but itself                                                   8 bytes
     the description: [name, dtype, shape, bytes of each plane] of each array    msgpack
     the arrays
 
-An array lies there as it is, or in planes: all first bytes, all second bytes, ... Of floats the last plane, sign and
-exponent, shrinks to a few hundredths and the others hardly at all, so each is a zstd frame with its checksum where that
-pays, and else is stored and read without a copy. Small arrays are never worth it. Little-endian throughout. Nothing is
-ever unpickled.
+An array lies there as it is, or in planes: all low halves, then what is above them, byte by byte. Of floats the last
+plane, sign and exponent, shrinks to a few hundredths and the others hardly at all, so each is a zstd frame with its
+checksum where that pays, and else is stored as it is. Small arrays are never worth it. Little-endian throughout.
+Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from __future__ import annotations
 import math
 import struct
 import sys
-import zlib
 from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from app.services.cache.entry import Entry
 from app.services.cache.keys import FORMAT
@@ -38,8 +38,10 @@ MAX_VALUE: Final = 4 << 20
 _MAX_RAW: Final = 16 << 20
 _MAGIC: Final = b"RLoo"
 _HEADER: Final = struct.Struct("<4sBH32s")
-_CRC: Final = struct.Struct("<I")
-_START: Final = _HEADER.size + _CRC.size
+_SUM: Final = struct.Struct("<Q")
+_START: Final = _HEADER.size + _SUM.size
+#: Bytes of the planes of one entry, by its size. Fewer planes are put together sooner.
+_WIDTHS: Final = {4: (2, 1, 1), 8: (4, 2, 1, 1)}
 #: Planes smaller than this are not compressed, and larger ones only to less than this share.
 _WORTH_BYTES: Final = 4096
 _WORTH_SHARE: Final = 0.9
@@ -74,7 +76,7 @@ def encode(key: bytes, entry: Entry) -> bytes | None:
     description = msgspec.msgpack.encode(described)
     head = _HEADER.pack(_MAGIC, FORMAT, len(description), key)
     rest = b"".join([description, *body])
-    value = b"".join([head, _CRC.pack(zlib.crc32(rest, zlib.crc32(head))), rest])
+    value = b"".join([head, _checksum(head, rest), rest])
     return value if len(value) <= MAX_VALUE else None
 
 
@@ -86,13 +88,19 @@ def decode(key: bytes, value: bytes) -> Entry:
     magic, version, described, own = _HEADER.unpack_from(view)
     if (magic, version, own) != (_MAGIC, FORMAT, key) or len(value) < _START + described:
         raise Corrupt
-    if _CRC.unpack_from(view, _HEADER.size) != (zlib.crc32(view[_START:], zlib.crc32(view[: _HEADER.size])),):
+    if view[_HEADER.size : _START] != _checksum(view[: _HEADER.size], view[_START:]):
         raise Corrupt
     try:
         description = _descriptions.decode(view[_START : _START + described])
     except msgspec.MsgspecError as error:
         raise Corrupt from error
     return _arrays(description, view[_START + described :])
+
+
+def _checksum(head: bytes | memoryview, rest: bytes | memoryview) -> bytes:
+    both = xxhash.xxh3_64(head)
+    both.update(rest)
+    return _SUM.pack(both.intdigest())
 
 
 def _arrays(description: list[_Described], data: memoryview) -> Entry:
@@ -105,7 +113,7 @@ def _arrays(description: list[_Described], data: memoryview) -> Entry:
         size = math.prod(shape) * dtype.itemsize
         stored = sum(planes) if planes else size
         left -= size
-        if stored > len(data) or left < 0 or len(planes) not in (0, dtype.itemsize):
+        if stored > len(data) or left < 0 or len(planes) not in (0, len(_WIDTHS.get(dtype.itemsize, ()))):
             raise Corrupt
         mine, data = data[:stored], data[stored:]
         array = _joined(mine, planes, size, dtype) if planes else np.frombuffer(mine, dtype)
@@ -117,10 +125,10 @@ def _arrays(description: list[_Described], data: memoryview) -> Entry:
 
 def _planes(array: npt.NDArray[Any]) -> list[bytes]:
     """The array's byte planes, compressed where it pays; where it does for none the array as it is, alone."""
-    if array.size < _WORTH_BYTES or array.dtype.itemsize == 1:
+    widths = _WIDTHS.get(array.dtype.itemsize)
+    if array.size < _WORTH_BYTES or widths is None:
         return [array.tobytes()]
-    columns = array.reshape(-1).view(np.uint8).reshape(-1, array.dtype.itemsize)
-    planes = [columns[:, index].tobytes() for index in range(array.dtype.itemsize)]
+    planes = [plane.tobytes() for plane in _cut(array.reshape(-1), widths)]
     packed = [zstd.compress(plane, options=_WRITE) for plane in planes]
     worth = [len(small) < _WORTH_SHARE * len(plane) for small, plane in zip(packed, planes, strict=True)]
     if not any(worth):
@@ -128,13 +136,21 @@ def _planes(array: npt.NDArray[Any]) -> list[bytes]:
     return [small if pays else plane for small, plane, pays in zip(packed, planes, worth, strict=True)]
 
 
+def _cut(array: npt.NDArray[Any], widths: Sequence[int]) -> list[npt.NDArray[Any]]:
+    """The planes of an array of one axis, as strided views."""
+    starts = [sum(widths[:index]) for index in range(len(widths))]
+    kinds = [np.dtype(f"<u{width}") for width in widths]
+    return [
+        array.view(kind)[start // width :: array.itemsize // width]
+        for start, width, kind in zip(starts, widths, kinds, strict=True)
+    ]
+
+
 def _joined(data: memoryview, lengths: Sequence[int], size: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    count = size // dtype.itemsize
-    columns = np.empty((count, dtype.itemsize), np.uint8)
-    for index, length in enumerate(lengths):
-        plane, data = data[:length], data[length:]
-        columns[:, index] = np.frombuffer(plane if length == count else _inflated(plane, count), np.uint8)
-    array = columns.reshape(-1).view(dtype)
+    array = np.empty(size // dtype.itemsize, dtype)
+    for length, plane in zip(lengths, _cut(array, _WIDTHS[dtype.itemsize]), strict=True):
+        stored, data = data[:length], data[length:]
+        plane[:] = np.frombuffer(stored if length == plane.nbytes else _inflated(stored, plane.nbytes), plane.dtype)
     array.flags.writeable = False
     return array
 

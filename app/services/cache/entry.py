@@ -30,7 +30,9 @@ def cut(entry: Entry, begin: int, end: int | None = None) -> Entry:
 class Store(Protocol):
     """Never raises: what cannot be read is not there, what cannot be written is dropped, and both are counted."""
 
-    async def get(self, keys: Sequence[bytes]) -> list[Entry | None]: ...
+    async def get(self, keys: Sequence[bytes], *, bulky: bool = False) -> list[Entry | None]:
+        """Of `bulky` entries those after the first that is missing may be left out."""
+        ...
 
     def put(self, key: bytes, entry: Entry, *, bulky: bool) -> None:
         """Returns at once. `bulky` entries (whole rows) are the first to go where room is short."""

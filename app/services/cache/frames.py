@@ -132,7 +132,8 @@ class CachedFrames:
         for begin in range(position // size, len(layout.blocks), step):
             blocks = layout.blocks[begin : begin + step]
             found: list[Entry] = []
-            for block, entry in zip(blocks, await store.get([block.key for block in blocks]), strict=True):
+            entries = await store.get([block.key for block in blocks], bulky=layout.bulky)
+            for block, entry in zip(blocks, entries, strict=True):
                 if entry is None or not layout.serves(entry, block.end - block.begin):
                     break
                 found.append(cut(entry, max(0, position - block.begin)))

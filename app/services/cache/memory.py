@@ -22,7 +22,7 @@ class MemoryStore:
         self._pools: dict[bool, OrderedDict[bytes, Entry]] = {True: OrderedDict(), False: OrderedDict()}
         self._sizes = {True: 0, False: 0}
 
-    async def get(self, keys: Sequence[bytes]) -> list[Entry | None]:
+    async def get(self, keys: Sequence[bytes], *, bulky: bool = False) -> list[Entry | None]:
         found = [self._pools[False].get(key) or self._pools[True].get(key) for key in keys]
         # Backwards: the blocks at the end go before those they are of no use without.
         for key in reversed(keys):

@@ -34,8 +34,9 @@ _CLOSE_SECONDS = 1.0
 #: A store is taken for well again when the best of a few answers came within this many seconds.
 _QUICK = 0.02
 _PROBES = 3
-#: Values up to this are decoded on the event loop: handing them to a thread would take longer.
-_INLINE_BYTES = 32 << 10
+#: Values up to this are decoded on the event loop, within a millisecond: handing them to a thread, which then holds the
+#: interpreter against this one, takes longer.
+_INLINE_BYTES = 5 << 18
 _READ_SIZE = 1 << 18
 
 
@@ -69,13 +70,18 @@ class RedisStore:
             raise ConfigurationError(f"cache_url: {error}") from error
         self._redis = Redis(connection_pool=self._pool)
 
-    async def get(self, keys: Sequence[bytes]) -> list[Entry | None]:
+    async def get(self, keys: Sequence[bytes], *, bulky: bool = False) -> list[Entry | None]:
         found = [self._writes.get(key) for key in keys]
         absent = [index for index, entry in enumerate(found) if entry is None]
         if absent:
-            wanted = [keys[index] for index in absent]
-            for index, entry in zip(absent, await self._fetched(wanted), strict=True):
-                found[index] = entry
+            read = await self._read([keys[index] for index in absent], bulky)
+            if corrupt := [
+                keys[index] for index, entry in zip(absent, read, strict=False) if isinstance(entry, Corrupt)
+            ]:
+                self._counters.blocks.labels("corrupt").inc(len(corrupt))
+                await self._delete(corrupt)
+            for index, entry in zip(absent, read, strict=False):
+                found[index] = None if isinstance(entry, Corrupt) else entry
         return found
 
     def put(self, key: bytes, entry: Entry, *, bulky: bool) -> None:
@@ -91,26 +97,41 @@ class RedisStore:
         await self._redis.aclose()
         await self._pool.disconnect()
 
-    async def _fetched(self, keys: Sequence[bytes]) -> list[Entry | None]:
-        nothing: list[Entry | None] = [None] * len(keys)
+    async def _read(self, keys: Sequence[bytes], bulky: bool) -> list[Entry | Corrupt | None]:
+        """As far as the store has answered: of bulky values, which follow one another, to the first that is missing."""
+        read: list[asyncio.Future[Entry | Corrupt | None]] = []
         async with self._reads:
-            if not self._breaker.closed:
-                return nothing
             try:
-                async with self._patience.waiting():
-                    found = await self._redis.mget([_PREFIX + key.hex().encode() for key in keys])
+                # Redis sends large values sooner one by one than at once, which it would gather first.
+                for part in ([key] for key in keys) if bulky else [keys]:
+                    if not self._breaker.closed:
+                        break
+                    async with self._patience.waiting():
+                        values = await self._values(part)
+                    self._took(sum(len(value) for value in values if value is not None))
+                    read += [self._unpacked(key, value) for key, value in zip(part, values, strict=True)]
+                    if bulky and values == [None]:
+                        break
             except (RedisError, OSError, TimeoutError) as error:
                 self._failed("read", error)
-                return nothing
-        values = cast(list[bytes | None], found)  # responses are not decoded
-        size = sum(len(value) for value in values if value is not None)
+        return await asyncio.gather(*read)
+
+    async def _values(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        names = [_PREFIX + key.hex().encode() for key in keys]
+        found = [await self._redis.get(names[0])] if len(names) == 1 else await self._redis.mget(names)
+        return cast(list[bytes | None], found)  # responses are not decoded
+
+    def _took(self, size: int) -> None:
         self._counters.bytes.labels("read").inc(size)
         self._patience.came(size)
-        read = _decoded(keys, values) if size <= _INLINE_BYTES else await asyncio.to_thread(_decoded, keys, values)
-        if corrupt := [key for key, entry in zip(keys, read, strict=True) if isinstance(entry, Corrupt)]:
-            self._counters.blocks.labels("corrupt").inc(len(corrupt))
-            await self._delete(corrupt)
-        return [None if isinstance(entry, Corrupt) else entry for entry in read]
+
+    def _unpacked(self, key: bytes, value: bytes | None) -> asyncio.Future[Entry | Corrupt | None]:
+        loop = asyncio.get_running_loop()
+        if value is not None and len(value) > _INLINE_BYTES:
+            return loop.run_in_executor(None, _decoded, key, value)
+        done: asyncio.Future[Entry | Corrupt | None] = loop.create_future()
+        done.set_result(None if value is None else _decoded(key, value))
+        return done
 
     async def _delete(self, keys: Sequence[bytes]) -> None:
         try:
@@ -182,11 +203,8 @@ class RedisStore:
             logger.warning("the cache answers again")
 
 
-def _decoded(keys: Sequence[bytes], values: Sequence[bytes | None]) -> list[Entry | Corrupt | None]:
-    found: list[Entry | Corrupt | None] = []
-    for key, value in zip(keys, values, strict=True):
-        try:
-            found.append(None if value is None else decode(key, value))
-        except Corrupt as error:
-            found.append(error)
-    return found
+def _decoded(key: bytes, value: bytes) -> Entry | Corrupt:
+    try:
+        return decode(key, value)
+    except Corrupt as error:
+        return error
