@@ -29,7 +29,11 @@ class Access:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        record = Record(client=client_of((scope.get("client") or ("",))[0].encode()), on_token=self._on_token(scope))
+        record = Record(
+            client=client_of((scope.get("client") or ("",))[0].encode()),
+            begun=asyncio.get_running_loop().time(),
+            on_token=_TokenClock(self._metrics, scope),
+        )
         begin(record)
         status = _CLIENT_GONE
 
@@ -69,9 +73,6 @@ class Access:
         }
         told = " ".join(f"{name}={value}" for name, value in fields.items() if value is not None)
         logger.info("request %s: %s", record.request_id, told, extra={FIELDS: fields})
-
-    def _on_token(self, scope: Scope) -> _TokenClock:
-        return _TokenClock(self._metrics, scope)
 
 
 class _TokenClock:

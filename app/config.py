@@ -194,6 +194,7 @@ class Settings(BaseSettings):
         default=120, ge=0, description="how long a switched stream is kept for a client that comes back; 0: not at all"
     )
     log_format: Literal["text", "json"] = "text"
+    otel: bool = Field(default=False, description="send OpenTelemetry traces as the OTEL_* environment says")
     ping_seconds: float = Field(default=15, gt=0, description="between comments in an idle event stream")
     send_seconds: float = Field(default=30, gt=0, description="a client that reads nothing for so long is cut off")
 

@@ -32,6 +32,7 @@ from app.services.registry import Registry
 from app.services.request_metrics import RequestMetrics
 from app.services.supervisor import CrashLoop, Supervisor
 from app.sources import check_sources
+from app.tracing import Tracing
 from app.watch import ClientGone
 from rl_onoff.errors import ConfigurationError, LoadError, OnOffError
 from rl_onoff.version import __version__
@@ -48,7 +49,7 @@ _HURRIED_SECONDS = 0.4
 
 _DESCRIPTION = """Compare a base model with its RL-tuned version token by token, and generate while switching between
 them. Divergences are in nats unless `units` says otherwise; `null` stands for an infinite number. Errors are RFC 9457
-problems."""
+problems. `X-Request-Timeout` bounds the seconds a request may take, waiting for its turn included."""
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -73,6 +74,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(
         Access, metrics=RequestMetrics(supervisor.telemetry.registry)
     )  # the last one added is the outermost
+    app.state.tracing = Tracing(app) if settings.otel else None
     for module in (generate, distributions, divergence, switch, openai, system, web):
         app.include_router(module.router)
     return app
@@ -112,6 +114,8 @@ async def _serve(settings: Settings, listener: socket.socket, on_ready: Callable
     finally:
         await _stop_workers(service)
         await service.cache.close()
+        if app.state.tracing is not None:
+            await asyncio.to_thread(app.state.tracing.close)
     return EXIT_OK
 
 

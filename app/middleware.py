@@ -83,7 +83,9 @@ class Boundary:
             logger.exception("request %s failed", request_id)
             if started:
                 current().error = InternalError.slug
-                raise  # the server cuts the connection: the client sees that the answer is not whole
+                raise InternalError(
+                    "the answer was cut off"
+                ) from None  # the server cuts the connection: the client sees that the answer is not whole
             error = InternalError("the service failed on this request; its log tells why under this request id")
             await ProblemResponse(error, scope)(scope, receive, send_with_id)
 

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rl_onoff.errors import DeadlineExceeded
 
@@ -20,7 +20,7 @@ class Record:
     """
 
     client: str = ""
-    begun: float = field(default_factory=lambda: asyncio.get_running_loop().time())
+    begun: float = 0.0
     seconds: float | None = None
     request_id: str = ""
     pair: str = ""

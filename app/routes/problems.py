@@ -23,7 +23,9 @@ PROBLEMS = _documented(
     (415, "Not JSON by its content type, or compressed"),
     (422, "A field is wrong: which, and why"),
     (431, "The headers are too large"),
+    (429, "Too much of this client is waiting already (Retry-After)"),
     (500, "The service failed"),
     (503, "The worker is starting, was lost, or the service is shutting down (Retry-After)"),
+    (504, "The request's time is over (X-Request-Timeout)"),
 )
 NOT_ACCEPTABLE = _documented((406, "Whole rows exist only as tensors"))

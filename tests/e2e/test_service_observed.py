@@ -19,6 +19,7 @@ import pytest
 
 from rl_onoff import Client
 from rl_onoff.errors import DeadlineExceeded
+from tests.e2e.redis_server import redis_server
 from tests.e2e.running_service import _PROGRAM, RunningService, events, running, table_pair
 
 CANARY = "canary-7f3a91e2"
@@ -177,7 +178,11 @@ def test_metrics_of_requests(service: RunningService, http: httpx.Client) -> Non
 def test_nothing_a_client_said_is_told(tmp_path: Path) -> None:
     """Success, 404, 422, a failing pass, a dead worker, streams: what a client said stays between it and the models."""
     pair = table_pair(tmp_path, endless=True, delay=0.01, max_len=100_000, fail_on="d")
-    with running(tmp_path, {"pairs": [pair], "log_format": "json", "api_keys": [KEY]}) as service:
+    settings = {"log_format": "json", "api_keys": [KEY]}
+    with (
+        redis_server(tmp_path / "redis") as redis,
+        running(tmp_path, {"pairs": [pair], "cache_url": redis.url, **settings}) as service,
+    ):
         headers = {"Authorization": f"Bearer {KEY}"}
         with httpx.Client(base_url=service.url, timeout=20, headers=headers) as http:
             said = {**ENDLESS, "prompt": f"b{CANARY}", "sampling": {"max_tokens": 40, "seed": 1}}
@@ -203,7 +208,12 @@ def test_nothing_a_client_said_is_told(tmp_path: Path) -> None:
                 told += list(received)
             assert told[-1][0] == "done"
             assert http.post("/switch-generate", json=said).status_code == 200
+            items = [{"prompt": CANARY, "solution": CANARY}]
+            assert http.post("/divergence", json={"items": items}).status_code == 200
+            assert http.post("/distributions", json={"model": "base", "items": items, "top_k": 2}).status_code == 200
+            keys = service.wait_for(redis.stored, seconds=5)
             page = http.get("/metrics").text
+        assert b"canary" not in b"".join(keys)
         for text in (service.log.read_text(), page, json.dumps(told[-1]), *(answer.text for answer in answers)):
             assert "canary" not in text
 

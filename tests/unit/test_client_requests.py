@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from typing import Any
@@ -269,3 +270,16 @@ def test_the_contract_alone_loads_no_http_client() -> None:
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_deadline_goes_with_every_request() -> None:
+    service = Service(httpx.Response(200, json=GENERATED))
+    with Client(transport=service.transport, deadline=2.5) as client:
+        client.generate("x", model="base")
+    assert service.requests[-1].headers["X-Request-Timeout"] == "2.500"
+    with Client(transport=service.transport) as client:
+        client.generate("x", model="base")
+    assert "X-Request-Timeout" not in service.requests[-1].headers
+    for deadline in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ConfigurationError, match="deadline"):
+            Client(transport=service.transport, deadline=deadline)
