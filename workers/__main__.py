@@ -8,6 +8,7 @@ has ended, by exit code 4. One that listens on TCP tells its address there, as `
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import json
 import logging
 import sys
@@ -19,7 +20,7 @@ from rl_onoff.errors import ConfigurationError, LoadError, WorkerLost
 from workers.backends import load_pair
 from workers.host import serve
 from workers.parent import die_with_parent, read_line
-from workers.wire import WorkerSpec
+from workers.wire import DUMP_SIGNAL, WorkerSpec
 
 EXIT_LOAD_FAILED = 3
 EXIT_LOST = 4
@@ -31,6 +32,7 @@ def _announce(address: str) -> None:
 
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s[%(process)d] %(message)s", stream=sys.stderr)
+    faulthandler.register(DUMP_SIGNAL)  # from C: also where no Python code gets to run
     try:
         spec = msgspec.json.decode(read_line(0), type=WorkerSpec)
         die_with_parent()

@@ -7,6 +7,7 @@ connection cancels the job at its next step.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import logging
 import os
@@ -41,6 +42,8 @@ from workers.wire import (
 logger = logging.getLogger("rl_onoff.worker")
 
 MAX_JOB_BYTES = 64 << 20
+#: What torch's allocator of this machine's own memory says, in a plain RuntimeError.
+_NO_MEMORY = "can't allocate memory"
 
 
 def answer(pair: Pair, job: Job) -> AsyncIterator[Frame]:
@@ -146,7 +149,8 @@ class Host:
             return response
         finally:
             self._active -= 1
-        await response.write_eof()
+        with contextlib.suppress(ConnectionError):  # the service may have left with the last frame
+            await response.write_eof()
         return response
 
     async def _frames(self, body: bytes) -> AsyncIterator[Frame]:
@@ -163,11 +167,16 @@ class Host:
         except MemoryError:
             yield Failed.of(OutOfMemory("the worker is out of memory; try again, or ask for less at once"))
         except Exception as error:  # the boundary of a job: it fails alone, with the reason in the log
-            if type(error).__name__ == "OutOfMemoryError":  # torch's, which workers need not have
+            if _is_out_of_memory(error):
                 yield Failed.of(OutOfMemory("the device is out of memory; try again, or ask for less at once"))
             else:
                 logger.exception("a job failed")
                 yield Failed.of(InternalError(f"the worker failed on this request ({type(error).__name__})"))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # By name: torch, whose class it is, need not be there.
+    return type(error).__name__ == "OutOfMemoryError" or _NO_MEMORY in str(error)
 
 
 async def serve(

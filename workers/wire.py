@@ -13,6 +13,7 @@ with dtype and shape. Nothing is ever unpickled.
 from __future__ import annotations
 
 import math
+import signal
 import struct
 from collections.abc import AsyncIterator
 from typing import Any, Final, Literal, Protocol
@@ -22,6 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rl_onoff.errors import OnOffError, from_problem
+
+#: At which a worker writes the stack of each of its threads to standard error.
+DUMP_SIGNAL: Final = signal.SIGUSR2
 
 CONTENT_TYPE: Final = "application/x-msgpack"
 MAX_FRAME: Final = 1 << 30

@@ -7,7 +7,7 @@ the tokens already delivered continues as the first worker would have. Rows and 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import asdict, dataclass, field
 
 import msgspec
@@ -34,6 +34,9 @@ from workers.wire import (
     Walked,
 )
 
+#: Deaths in a row, without a frame in between, after which a job may be what kills.
+_SUSPICIOUS = 2
+
 
 class Paused:
     """The worker is gone: what follows will come from its successor."""
@@ -56,7 +59,11 @@ async def run(pair: LoadedPair, job: Job, ticket: Ticket) -> AsyncGenerator[Fram
 
 async def go_on(pair: LoadedPair, job: Job, delivered: Delivered) -> AsyncGenerator[Frame | Paused, None]:
     """The frames of `run` that were not yet `delivered`, which keeps the account: closed and called again with it, it
-    goes on where it was. It is for the caller to await the job's turn."""
+    goes on where it was. It is for the caller to await the job's turn.
+
+    A job under which workers die one after the other is tried alone among those of which this is true: the one that
+    kills them is found out before it has cost the others their lives.
+    """
     if pair.link.closed:  # it ended while nobody listened
         yield Paused()
     pair = pair.routed()
@@ -64,22 +71,26 @@ async def go_on(pair: LoadedPair, job: Job, delivered: Delivered) -> AsyncGenera
         pair = await pair.revived()
     rest: Job | Done = delivered.rest(job, pair.info) if delivered.anything else job
     deaths = 0
-    while not isinstance(rest, Done):
-        before = msgspec.structs.asdict(delivered.usage), delivered.positions
-        try:
-            with pair.in_hand():
-                async with aclosing(pair.link.run(rest)) as frames:
-                    async for frame in frames:
-                        deaths = 0
-                        yield delivered.add(frame, *before)
-            return
-        except (WorkerLost, WorkerUnavailable):
-            deaths += 1
-            if deaths >= pair.worker.most_deaths - 1:  # it may be what kills them: before it ends the service
-                raise
-            yield Paused()
-        pair = await pair.revived()
-        rest = delivered.rest(job, pair.info)
+    async with AsyncExitStack() as alone:
+        while not isinstance(rest, Done):
+            before = msgspec.structs.asdict(delivered.usage), delivered.positions
+            try:
+                with pair.in_hand():
+                    async with aclosing(pair.link.run(rest)) as frames:
+                        async for frame in frames:
+                            deaths = 0
+                            await alone.aclose()
+                            yield delivered.add(frame, *before)
+                return
+            except (WorkerLost, WorkerUnavailable):
+                deaths += 1
+                if deaths >= pair.worker.most_deaths - 1:  # it may be what kills them: before it ends the service
+                    raise
+                yield Paused()
+            if deaths == _SUSPICIOUS:
+                await alone.enter_async_context(pair.worker.suspects)
+            pair = await pair.revived()
+            rest = delivered.rest(job, pair.info)
     yield rest
 
 

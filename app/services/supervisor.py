@@ -110,6 +110,8 @@ class PairWorker:
         self._silent = False
         self._process: LocalWorker | None = None
         self.first_ready = asyncio.Event()
+        #: Held by the job that is tried, of those that may be what kills workers.
+        self.suspects = asyncio.Lock()
 
     @property
     def state(self) -> State:
@@ -245,7 +247,8 @@ class PairWorker:
             elif stuck_since is None:
                 stuck_since = now
             elif now - stuck_since >= self._settings.step_timeout:
-                logger.error("the %s hangs: killed", self._name)
+                logger.error("the %s hangs: it says where, and is killed", self._name)
+                await process.dump()
                 process.kill()
                 await asyncio.wait({ended})
 

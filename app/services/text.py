@@ -129,6 +129,11 @@ class Codec:
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
             await asyncio.sleep(0)  # a thousand short texts in a row would hold up the streams
         else:
-            encoding = await asyncio.to_thread(self._tokenizer.encode, text, add_special_tokens=special)
-            ids = encoding.ids
+            ids = await asyncio.to_thread(self._long, text, special)
         return self.ids(ids, field) if ids else []
+
+    def _long(self, text: str, special: bool) -> list[int]:
+        # In batches alone the library lets other threads run: `encode` holds all of them up, for seconds.
+        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=special)
+        ids: list[int] = encoding.ids
+        return ids

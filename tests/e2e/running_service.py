@@ -16,7 +16,17 @@ from typing import Any
 import httpx
 import yaml
 
-_PROGRAM = "import sys; from app.config import load; from app.main import serve; sys.exit(serve(load()))"
+_PROGRAM = """
+import asyncio, signal, sys
+from app.config import load
+from app.main import serve
+
+def tell(*_):
+    print("tasks", len(asyncio.all_tasks(asyncio.get_running_loop())), file=sys.stderr, flush=True)
+
+signal.signal(signal.SIGUSR1, tell)
+sys.exit(serve(load()))
+"""
 _START_SECONDS = 30.0
 
 TOKENS = ["a", "b", "c", "d", "é", "<eos>"]
@@ -47,7 +57,7 @@ def table_pair(folder: Path, name: str = "pair", *, endless: bool = False, **mor
 
 
 class RunningService:
-    """A started service. What it writes to standard error goes to `log`."""
+    """A started service. What it writes to standard error goes to `log`; `tasks` counts what it is at."""
 
     def __init__(self, folder: Path, document: dict[str, Any]) -> None:
         (folder / "models.yaml").write_text(yaml.safe_dump({"port": 0, **document}))
@@ -85,6 +95,28 @@ class RunningService:
         """The process ids of its children."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         return [int(pid) for pid in children.read_text().split()]
+
+    @property
+    def tasks(self) -> int:
+        """The asyncio tasks of the service."""
+
+        def told() -> list[str]:
+            return [line.split()[1] for line in self.log.read_text().splitlines() if line.startswith("tasks ")]
+
+        before = len(told())
+        self.process.send_signal(signal.SIGUSR1)
+        self.wait_for(lambda: len(told()) > before)
+        return int(told()[-1])
+
+    @property
+    def descriptors(self) -> int:
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    @property
+    def resident(self) -> int:
+        """Bytes of memory that are really there."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0]) * 1024
 
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)

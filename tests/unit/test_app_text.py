@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 
+import msgspec
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from app.services.chat import render
 from app.services.detokenize import Piece, TextStream
+from app.services.text import Codec
 from rl_onoff.errors import InvalidField
+from workers.wire import ModelInfo, PairInfo
 
 ALPHABET = ["a", "€", "ü", "x", "\U0001f600", " stop", "� "]
 
@@ -133,3 +137,17 @@ def test_what_a_template_refuses_is_the_requests_fault(template: str, says: str)
     with pytest.raises(InvalidField, match="messages") as caught:
         render(template, [{"role": "tool", "content": "x"}], {}, "messages")
     assert says in caught.value.detail
+
+
+async def test_others_go_on_while_a_long_text_is_tokenised(tokenizer: Tokenizer) -> None:
+    model = ModelInfo("m", "s", None, "f", "float32", "cpu", 320, 320, 1 << 20, [0], None, 0)
+    pair = PairInfo("p", "table", "0", model, msgspec.structs.replace(model, name="n"), tokenizer.to_str(), {})
+    codec = Codec(pair, max_chars=1 << 20)
+    text = "hello world this is a text with stop words " * 6000
+    encoding = asyncio.create_task(codec.prompt(text, "prompt"))
+    turns = 0
+    while not encoding.done():
+        await asyncio.sleep(0.001)
+        turns += 1
+    assert turns > 10  # one or two where the library holds up all threads
+    assert await encoding == tokenizer.encode(text).ids

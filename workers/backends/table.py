@@ -9,7 +9,8 @@ A table is a JSON file:
               "a b": {"b": 1.0}},                     after a sequence that ends in a, b: the longest match wins
      "delay": 0.0,                                    seconds a forward pass takes
      "turns": false,                                  whether passes wait for each other, as on one device
-     "fail_on": "b"}                                  a forward pass over this token raises (tests of faults)
+     "fail_on": "b",                                  a forward pass over this token fails (tests of faults):
+     "fault": "raise"}                                it raises, has no "memory", or "hang"s in a busy loop
 
 Tokens not named in a row have probability 0. Text is tokenised greedily into the tokens; `<unk>`, which no row ever
 gives, is added for all else.
@@ -24,7 +25,7 @@ import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -49,6 +50,7 @@ class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     delay: float = 0.0
     turns: bool = False
     fail_on: str | None = None
+    fault: Literal["raise", "memory", "hang"] = "raise"
 
 
 def read_table(path: str) -> Table:
@@ -127,10 +129,17 @@ class TableSequence:
         else:
             await asyncio.sleep(self._model.table.delay)
         if self._model._fail_on in ids:
-            raise RuntimeError("this table was told to fail here")
+            self._fail()
         self.forwards += 1
         self._model.steps += 1
         return np.stack([self._model.row(ids[:t]) for t in range(start, len(ids) + 1)])
+
+    def _fail(self) -> None:
+        if self._model.table.fault == "memory":
+            raise MemoryError
+        while self._model.table.fault == "hang":
+            pass
+        raise RuntimeError("this table was told to fail here")
 
     async def draft(self, ids: Ids, count: int, params: SamplingParams, eos: frozenset[int]) -> Draft:
         prefix = list(ids)

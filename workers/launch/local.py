@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from rl_onoff.errors import LoadError
-from workers.wire import PlacedSpec, RemoteSpec, WorkerSpec
+from workers.wire import DUMP_SIGNAL, PlacedSpec, RemoteSpec, WorkerSpec
 
 COMMAND = (sys.executable, "-m", "workers")
 
@@ -35,6 +35,7 @@ _EMPTY: Mapping[str, str] = MappingProxyType({})
 _KEPT_OUTPUT = 64 << 10
 #: For the last of its output to arrive, once it has ended.
 _OUTPUT_SECONDS = 1.0
+_DUMP_SECONDS = 0.5
 
 
 def _environment() -> dict[str, str]:
@@ -118,6 +119,13 @@ class LocalWorker:
 
     def kill(self) -> None:
         self._signal(signal.SIGKILL)
+
+    async def dump(self) -> None:
+        """Have it write the stack of each of its threads to its standard error, as far as it still can."""
+        if not self._ended.done():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, DUMP_SIGNAL)
+            await asyncio.wait({self._ended}, timeout=_DUMP_SECONDS)
 
     def _signal(self, number: signal.Signals) -> None:
         if not self._ended.done():
