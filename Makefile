@@ -11,7 +11,7 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vllm test-sglang test-lm-eval test-web test-ray check format bench clean
+.PHONY: help setup demo test test-vllm test-sglang test-lm-eval test-web test-ray soak check format bench clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -30,6 +30,10 @@ demo: setup ## serve the shipped pair and show the main job (DEMO_ONCE=1: stop a
 
 test: setup ## run the tests
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+
+# Alone on the machine: its neighbours' load is in the figures. KILLS=50 SOAK_MINUTES=20 FIGURES=file; half an hour.
+soak: setup ## run the long tests of load and faults (docs/reliability.md)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/soak
 
 # SGLang's pins and the service's cannot share an environment. Two minutes to install, 2 GB.
 SGLANG_VENV ?= .venv-sglang

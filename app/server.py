@@ -19,6 +19,9 @@ from rl_onoff.errors import LoadError
 logger = logging.getLogger("rl_onoff.service")
 
 _BACKLOG = 2048
+#: What the kernel holds of an answer beside what is on its way. It would take megabytes, and minutes of a slow reader's
+#: time, before anybody noticed.
+_UNSENT_BYTES = 128 << 10
 #: What cut connections get to be forgotten.
 _CUT_SECONDS = 0.3
 
@@ -93,6 +96,8 @@ def bound(settings: Settings) -> Iterator[socket.socket]:
     # The protocol is named because asyncio turns Nagle's algorithm off only where it sees TCP: 40 ms a request.
     with contextlib.closing(socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # inherited by connections
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
         try:
             listener.bind((settings.host, settings.port))
             listener.listen(_BACKLOG)  # where two have bound the same port, this is what fails
