@@ -86,12 +86,15 @@ async def disturbed(client: AsyncClient, victim: Any) -> list[SwitchResponse]:
 async def test_streams_outlive_a_server_and_a_worker(tmp_path: Path) -> None:
     with running(tmp_path, SETTINGS) as service:
         service.wait_for(lambda: "serving on http" in service.log.read_text() or service.process.poll(), 300)
-        async with AsyncClient(service.url, timeout=300, retry_seconds=300) as client:
+        async with (
+            AsyncClient(service.url, timeout=300, retry_seconds=300) as client,
+            AsyncClient(service.url, timeout=300, max_retries=0) as strict,  # what is lost is seen
+        ):
             first = family(service.workers[0])
             assert len(servers(service)) == 2
             victim = servers(service)[1]
             begin = time.monotonic()
-            results = await disturbed(client, lambda: os.kill(victim, signal.SIGKILL))
+            results = await disturbed(strict, lambda: os.kill(victim, signal.SIGKILL))
             assert time.monotonic() - begin < 280
             await gone(first, 10)  # the worker went with its server, and the other server with it
             assert "was killed by signal 9" in service.log.read_text()
@@ -99,7 +102,7 @@ async def test_streams_outlive_a_server_and_a_worker(tmp_path: Path) -> None:
             # A process inside the server this time, one that SGLang itself watches.
             second = family(service.workers[0])
             scheduler = next(pid for pid in family(servers(service)[0]) if "scheduler" in title(pid))
-            again = await disturbed(client, lambda: os.kill(scheduler, signal.SIGKILL))
+            again = await disturbed(strict, lambda: os.kill(scheduler, signal.SIGKILL))
             assert [r.text for r in again] == [r.text for r in results]
             await gone(second, 10)
 
