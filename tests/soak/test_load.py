@@ -46,7 +46,9 @@ async def test_l1_many_streams(tmp_path: Path, path: str, body: dict[str, Any], 
         async with session() as http:
             await stream(http, url, {**body, "sampling": {"max_tokens": 2}})  # the first request of all takes longer
             bodies = [{**body, "sampling": {"max_tokens": tokens, "seed": seed}} for seed in range(streams)]
+            before = service.seconds_used
             found = await asyncio.gather(*(stream(http, url, each) for each in bodies))
+            used = service.seconds_used - before
     first = [each.first for each in found]
     gaps = [gap for each in found for gap in each.gaps]
     report(
@@ -57,6 +59,8 @@ async def test_l1_many_streams(tmp_path: Path, path: str, body: dict[str, Any], 
         gap_p50=percentile(gaps, 50),
         gap_p99=percentile(gaps, 99),
         gap_max=max(gaps),
+        cpu_ms_per_token=1000 * used / (streams * tokens),
+        load_average=os.getloadavg()[0],
     )
     assert all(each.whole(tokens) for each in found)
     if streams == 128:
@@ -79,13 +83,17 @@ async def test_l3_cached_divergences(tmp_path: Path) -> None:
 
             for index in range(len(items)):
                 await ask(index)
+            before = service.seconds_used
             latencies, failures = await at_rate(300, 60, ask)
+            used = service.seconds_used - before
     report(
         "L3 300/s for 60 s",
         failures=len(failures),
         p50=percentile(latencies, 50),
         p99=percentile(latencies, 99),
         longest=max(latencies),
+        cpu_ms_per_request=1000 * used / len(latencies),
+        load_average=os.getloadavg()[0],
     )
     assert not failures
     assert percentile(latencies, 99) <= 0.15
@@ -218,6 +226,7 @@ async def test_l6_a_slow_reader(tmp_path: Path) -> None:
         grown_mib=grown / 2**20,
         gap_p99_alone=percentile(gaps[0], 99),
         gap_p99_beside=percentile(gaps[1], 99),
+        load_average=os.getloadavg()[0],
     )
     assert all(each.whole(400) for each in [*alone, *beside])
     assert 29 <= cut_after <= 45
