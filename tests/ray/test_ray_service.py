@@ -20,9 +20,9 @@ from tests.ray.conftest import Cluster, workers
 STREAM = {"prompt": "b", "stream": True}
 
 
-def pair(folder: Path, cluster: Cluster, replicas: int, **table: Any) -> dict[str, Any]:
+def pair(folder: Path, cluster: Cluster, replicas: int, delay: float = 0.02, **table: Any) -> dict[str, Any]:
     """One worker a node: each node has one `place`."""
-    made = table_pair(folder, endless=True, delay=0.02, max_len=100_000, **table)
+    made = table_pair(folder, endless=True, delay=delay, max_len=100_000, **table)
     for side in ("a", "b"):
         made[side]["path"] = str(folder / made[side]["path"])
     ray = {"address": cluster.address, "num_gpus": 0, "num_cpus": 1, "resources": {"place": 1}}
@@ -83,7 +83,9 @@ async def test_two_nodes_do_nearly_twice_the_work(tmp_path: Path, cluster: Clust
     for replicas in (1, 2):
         folder = tmp_path / str(replicas)
         folder.mkdir()
-        with running(folder, {"pairs": [pair(folder, cluster, replicas, turns=True)], "stop_seconds": 5}) as service:
+        with running(
+            folder, {"pairs": [pair(folder, cluster, replicas, delay=0.1, turns=True)], "stop_seconds": 5}
+        ) as service:
             async with AsyncClient(service.url, timeout=60) as client:
 
                 async def generated(count: int, tokens: int) -> None:
@@ -92,7 +94,7 @@ async def test_two_nodes_do_nearly_twice_the_work(tmp_path: Path, cluster: Clust
 
                 await generated(4, 2)
                 began = time.monotonic()
-                await generated(16, 20)
+                await generated(16, 4)
                 seconds[replicas] = time.monotonic() - began
             service.terminate()
             assert service.exit_code(15) == 0
