@@ -112,7 +112,7 @@ def test_nothing_of_a_service_that_is_killed_stays_in_the_cluster(tmp_path: Path
 
 def test_the_service_outlives_the_head_of_its_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray ends a client that cannot reach the head: here that is a process beside the service."""
-    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "3")  # a minute unless said
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "8")  # a minute unless said
     cluster = Cluster()
     try:
         cluster.add("n1")
