@@ -12,7 +12,6 @@ import hmac
 import logging
 import os
 import signal
-import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -44,6 +43,7 @@ logger = logging.getLogger("rl_onoff.worker")
 MAX_JOB_BYTES = 64 << 20
 #: What torch's allocator of this machine's own memory says, in a plain RuntimeError.
 _NO_MEMORY = "can't allocate memory"
+_LEASE_STEPS = 10
 
 
 def answer(pair: Pair, job: Job) -> AsyncIterator[Frame]:
@@ -100,7 +100,7 @@ class Host:
     def __init__(self, pair: Pair, token: str = "") -> None:
         self._pair = pair
         self._active = 0
-        self._asked = time.monotonic()
+        self._unasked = 0
         self._bearer = f"Bearer {token}".encode() if token else b""
 
     def application(self) -> web.Application:
@@ -118,17 +118,16 @@ class Host:
         return web.Response(body=encode(self._pair.info), content_type=CONTENT_TYPE)
 
     async def health(self, _: web.Request) -> web.Response:
-        self._asked = time.monotonic()
+        self._unasked = 0
         health = Health(steps=self._pair.steps, active=self._active, pid=os.getpid())
         return web.Response(body=encode(health), content_type=CONTENT_TYPE)
 
     async def until_forgotten(self, lease: float) -> None:
         """Raises WorkerLost: a service on another machine may be gone without a word, and this one hold its GPUs."""
-        while True:
-            left = self._asked + lease - time.monotonic()
-            if left <= 0:
-                break
-            await asyncio.sleep(left)
+        # Counted in steps: after a pause of this process, questions of the meantime are still to be answered.
+        while self._unasked < _LEASE_STEPS:
+            await asyncio.sleep(lease / _LEASE_STEPS)
+            self._unasked += 1
         raise WorkerLost(f"no service has asked for this worker's health for {lease:g} s")
 
     async def run(self, request: web.Request) -> web.StreamResponse:

@@ -96,6 +96,8 @@ class Link:
         try:
             return await asked
         except asyncio.CancelledError:
+            if asked.done() and not asked.cancelled() and asked.exception() is None:
+                asked.result().close()  # it came in the moment of the cancellation
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
