@@ -15,9 +15,9 @@ from rl_onoff.cli.console import messages
 from rl_onoff.cli.progress import Bar
 from rl_onoff.client import AsyncClient
 from rl_onoff.data import Columns, Prompting, Reader, open_source
+from rl_onoff.data.spill import Key
 from rl_onoff.errors import ConfigurationError, DataError
 from rl_onoff.runs import Progress, RunFolder, Task, execute, identity, read_results
-from rl_onoff.runs.folder import Key
 from rl_onoff.runs.loop import Sink, count_bad
 from rl_onoff.runs.shards import Format, ShardWriter
 from rl_onoff.runs.tasks import Record

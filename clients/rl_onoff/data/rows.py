@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from importlib import import_module
@@ -12,6 +13,7 @@ from typing import Any
 
 from rl_onoff.data.columns import Columns
 from rl_onoff.data.sources import Broken, Raw, Source
+from rl_onoff.data.spill import Keys
 from rl_onoff.errors import DataError, MissingDependency
 from rl_onoff.philox import derive_seed
 
@@ -63,7 +65,7 @@ class Prompting:
 
 @dataclass
 class Reader:
-    """The rows of a source. Iterate as often as you like; memory does not grow with what was read, but for its ids.
+    """The rows of a source. Iterate as often as you like; memory does not grow with what was read.
 
     `needs` names the roles every row must have: "prompt", "solution", "reference". `limit` counts rows of the source.
     Columns are settled by the first row; a later row that lacks one is `Broken`. Raises DataError for columns that do
@@ -80,8 +82,11 @@ class Reader:
         self._render = _renderer(self.prompting.template)
 
     def __iter__(self) -> Iterator[Row | Broken]:
+        with closing(Keys()) as seen:
+            yield from self._rows(seen)
+
+    def _rows(self, seen: Keys) -> Iterator[Row | Broken]:
         columns: Columns | None = None
-        seen: set[bytes] = set()
         for index, raw in enumerate(islice(self.source, self.limit)):
             if isinstance(raw, Broken):
                 yield raw
@@ -93,11 +98,10 @@ class Reader:
             except _Wrong as wrong:
                 yield Broken(raw.where, str(wrong))
                 continue
-            digest = blake2b(row.id.encode(), digest_size=12).digest()
-            if digest in seen:
+            if (row.id,) in seen:
                 yield Broken(raw.where, f"the id {row.id!r} occurs a second time")
                 continue
-            seen.add(digest)
+            seen.add((row.id,))
             yield row
 
     def settled(self) -> Columns:

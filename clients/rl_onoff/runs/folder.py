@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import IO, Any, Final, Self
 
 from rl_onoff.data.sources import RESULTS
+from rl_onoff.data.spill import Key, Keys
 from rl_onoff.errors import DataError, RunLocked, RunMismatch
 from rl_onoff.version import __version__
 
@@ -24,9 +25,6 @@ MANIFEST: Final = "manifest.json"
 SUMMARY: Final = "summary.json"
 LOCK: Final = "lock"
 _BLOCK: Final = 1 << 16
-
-#: What a result is known by: the row's id and the sample, after the condition where a run has several.
-Key = tuple[str, ...]
 
 
 def key_of(record: Mapping[str, Any]) -> Key:
@@ -45,7 +43,7 @@ class RunFolder:
         try:
             self._end = _whole_lines(self._results)
             os.ftruncate(self._results, self._end)
-            self.done = {key_of(record) for record in read_results(path)}
+            self.done = Keys(key_of(record) for record in read_results(path))
         except BaseException:
             os.close(self._results)
             raise
@@ -93,6 +91,7 @@ class RunFolder:
         try:
             os.fsync(self._results)
         finally:
+            self.done.close()
             os.close(self._results)
             self._lock.close()
 

@@ -13,8 +13,8 @@ from typing import Any, Final, Protocol
 
 from rl_onoff.client import AsyncClient
 from rl_onoff.data import Broken, Reader, Row
+from rl_onoff.data.spill import Key
 from rl_onoff.errors import DataError, OnOffError, RequestError, RunMismatch, UnknownModel, WorkerUnavailable
-from rl_onoff.runs.folder import Key
 from rl_onoff.runs.tasks import Record, Task
 from rl_onoff.schemas import ModelCard
 

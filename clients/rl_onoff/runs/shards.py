@@ -19,8 +19,9 @@ from safetensors.numpy import save_file
 
 from rl_onoff.client import AsyncClient
 from rl_onoff.data import Row
+from rl_onoff.data.spill import Key
 from rl_onoff.errors import MissingDependency
-from rl_onoff.runs.folder import Key, RunFolder, read_results
+from rl_onoff.runs.folder import RunFolder, read_results
 from rl_onoff.runs.tasks import Record, Task
 from rl_onoff.schemas import RowDtype, RowKind
 from rl_onoff.tensors import FullDistributions

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import asdict
-from typing import Any, TypeVar
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
 
 import numpy as np
 
+from rl_onoff.data.spill import temporary
 from rl_onoff.metrics import Metric, bootstrap, find, majority_vote, pass_at_k
-from rl_onoff.metrics.bootstrap import Array, mean_of, rows_of
+from rl_onoff.metrics.bootstrap import mean_of, rows_of
 from rl_onoff.metrics.registry import MODEL_METRICS
-
-_Key = TypeVar("_Key", int, str)
-_Value = TypeVar("_Value")
 
 
 def summarise(records: Iterable[Mapping[str, Any]], metrics: Iterable[str] = ()) -> dict[str, Any]:
@@ -25,7 +27,12 @@ def summarise(records: Iterable[Mapping[str, Any]], metrics: Iterable[str] = ())
     """
     names = list(metrics)
     texts = {name: find(name) for name in names if name not in MODEL_METRICS}
-    collected = {name: _Collected(texts.get(name)) for name in names}
+    with ExitStack() as stack:
+        collected = {name: stack.enter_context(closing(_Collected(texts.get(name)))) for name in names}
+        return _summary(records, collected)
+
+
+def _summary(records: Iterable[Mapping[str, Any]], collected: Mapping[str, _Collected]) -> dict[str, Any]:
     results = failed = tokens = by_b = 0
     finished: dict[str, int] = {}
     for record in records:
@@ -44,22 +51,29 @@ def summarise(records: Iterable[Mapping[str, Any]], metrics: Iterable[str] = ())
         summary["finish_reasons"] = finished
     if by_b:
         summary["b_fraction"] = by_b / tokens
-    if results and names:
+    if results and collected:
         summary["metrics"] = {name: each.summary() for name, each in collected.items()}
     return summary
 
 
 class _Collected:
-    """One metric's sums per problem and sample: `[S]` each, a few numbers, not the texts.
+    """One metric's sums per problem and sample: `[S]` each, a few numbers, not the texts. Close it.
 
-    Results come in the order in which requests ended. What is made of them goes by problem and sample, so that the same
-    results always give the same summary, and runs over the same problems draw the same of them again.
+    They wait on the disk, and in memory are a few numbers per problem once the summary is made. Results come in the
+    order in which requests ended. What is made of them goes by problem and sample, so that the same results always give
+    the same summary, and runs over the same problems draw the same of them again.
     """
 
     def __init__(self, metric: Metric | None) -> None:
         self._metric = metric
-        self._sums: dict[str, dict[int, Array]] = {}
-        self._answers: dict[str, dict[int, tuple[str | None, float]]] = {}
+        self._database = temporary()
+        self._database.execute(
+            "CREATE TABLE sums (problem TEXT, sample INT, sums BLOB, answer TEXT, score REAL,"
+            " PRIMARY KEY (problem, sample)) WITHOUT ROWID"
+        )
+
+    def close(self) -> None:
+        self._database.close()
 
     def add(self, record: Mapping[str, Any], value: float | None) -> None:
         problem, sample, metric = str(record["id"]), int(record.get("sample", 0)), self._metric
@@ -72,40 +86,58 @@ class _Collected:
             sums = np.asarray(metric.statistics(record["text"], record.get("reference")), dtype=np.float64)
         else:
             sums = np.array([value, 1.0])
-        self._sums.setdefault(problem, {})[sample] = sums
+        answer, score = None, None
         if metric is not None and metric.binary:
             answer = metric.answer(record["text"]) if metric.answer is not None else None
-            self._answers.setdefault(problem, {})[sample] = (answer, float(value or 0.0))
+            score = float(value or 0.0)
+        row = (_sortable(problem), sample, sums.astype(np.float64).tobytes(), answer and _sortable(answer), score)
+        self._database.execute("INSERT OR REPLACE INTO sums VALUES (?, ?, ?, ?, ?)", row)
 
     def summary(self) -> dict[str, Any]:
-        sums = np.stack([np.sum(_in_order(samples), axis=0) for samples in _in_order(self._sums)])
+        flat, problems = array("d"), 0
+        for samples in self._by_problem():
+            flat.extend(np.sum([np.frombuffer(sums) for _, sums, _, _ in samples], axis=0))
+            problems += 1
+        sums = np.frombuffer(flat).reshape(problems, -1)
         if self._metric is None:
             found = asdict(bootstrap(sums, lambda each: np.exp(each[..., 0] / each[..., 1])))
         elif self._metric.statistics is not None:
             found = asdict(bootstrap(sums, rows_of(self._metric)))
         else:
             found = asdict(bootstrap(sums, lambda each: each[..., 0] / each[..., 1]))
-        if self._answers:
-            found |= self._groups()
+        if self._metric is not None and self._metric.binary:
+            found |= self._groups(self._metric)
         return {name: _finite(value) for name, value in found.items()}
 
-    def _groups(self) -> dict[str, Any]:
-        groups = [_in_order(samples) for samples in _in_order(self._answers)]
-        most = min(map(len, groups))
-        ks = [2**power for power in range(most.bit_length())]
-        found: dict[str, Any] = {
-            "pass_at_k": {
-                str(k): asdict(mean_of([pass_at_k(len(g), sum(s == 1.0 for _, s in g), k) for g in groups])) for k in ks
-            }
-        }
-        if most > 1 and self._metric is not None and self._metric.answer is not None:
-            votes = [(group, majority_vote([answer for answer, _ in group])) for group in groups]
-            found["majority_vote"] = asdict(mean_of([0.0 if at is None else group[at][1] for group, at in votes]))
+    def _by_problem(self) -> Iterator[list[tuple[str, bytes, Any, Any]]]:
+        """The samples of each problem, both in order: problem, sums, answer, score."""
+        rows = self._database.execute("SELECT problem, sums, answer, score FROM sums ORDER BY problem, sample")
+        for _, samples in groupby(rows, itemgetter(0)):
+            yield list(samples)
+
+    def _groups(self, metric: Metric) -> dict[str, Any]:
+        most = min(map(len, self._by_problem()))
+        chances = {2**power: array("d") for power in range(most.bit_length())}
+        votes = array("d")
+        for group in self._by_problem():
+            right = sum(score == 1.0 for *_, score in group)
+            for k, values in chances.items():
+                values.append(pass_at_k(len(group), right, k))
+            at = majority_vote([answer for *_, answer, _ in group])
+            votes.append(0.0 if at is None else group[at][-1])
+        found: dict[str, Any] = {"pass_at_k": {str(k): asdict(mean_of(values)) for k, values in chances.items()}}
+        if most > 1 and metric.answer is not None:
+            found["majority_vote"] = asdict(mean_of(votes))
         return found
 
 
-def _in_order(of: Mapping[_Key, _Value]) -> list[_Value]:
-    return [of[key] for key in sorted(of)]
+def _sortable(text: str) -> bytes | str:
+    """As SQLite takes it: in the order of code points, as Python's; what is no valid Unicode as bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode(errors="surrogatepass")
+    return text
 
 
 def _finite(value: Any) -> Any:
