@@ -13,7 +13,7 @@ from app.services.prompts import prompt_ids, tokens_to_generate
 from app.services.registry import Registry, ServedPair
 from app.services.replay import Paused
 from rl_onoff.errors import InvalidField
-from rl_onoff.policy import AlwaysB, Lead, Policy, initial_state, state_after
+from rl_onoff.policy import Lead, first_lead, state_after
 from rl_onoff.schemas import Receipt, Switch, SwitchRequest, SwitchResponse, SwitchToken
 from rl_onoff.version import __version__
 from workers.wire import SwitchGenerate
@@ -100,11 +100,6 @@ def _generation(request: SwitchRequest, served: ServedPair, ids: list[int], give
             reason = "an end-of-sequence token" if token in ends else "a stop string"
             raise InvalidField(f"nothing can follow: {reason} ends here", field=f"given.token_ids.{index}")
     return Generation(served.pair, job, stream, given=len(given))
-
-
-def first_lead(policy: Policy) -> Lead:
-    """Who leads before the first token: a first token by the other is a switch at position 0."""
-    return "b" if isinstance(policy, AlwaysB) else initial_state(policy).lead
 
 
 def _lead(letter: str) -> Lead:

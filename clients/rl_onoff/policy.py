@@ -373,6 +373,11 @@ def initial_state(policy: Policy) -> PolicyState:
     return policy.initial_state()
 
 
+def first_lead(policy: Policy) -> Lead:
+    """Who leads before the first token: a first token by the other is a switch at position 0."""
+    return "b" if isinstance(policy, AlwaysB) else initial_state(policy).lead
+
+
 def step(policy: Policy, state: PolicyState, signals: Signals) -> tuple[PolicyState, Lead]:
     """Advance by one token: the state after it, and who leads it."""
     lead = policy.wants(state, signals)

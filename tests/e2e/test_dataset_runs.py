@@ -163,8 +163,10 @@ _STUDY = """
 limit: 30
 sampling: {max_tokens: 12}
 metrics: [length]
+seeds: [3, 4]
 policies:
   - {kind: divergence, on: [0.01, 0.2]}
+  - {kind: top_prob, budget: 0.3}
 """
 
 
@@ -185,12 +187,17 @@ def test_a_study_that_is_killed_ends_as_one_in_peace(url: str, data: Path, tmp_p
     tables = [(tmp_path / name / "conditions.csv").read_text() for name in ("war", "peace")]
     assert tables[0] == tables[1]
     found = results(tmp_path / "war")
-    policies = [f"a_to_b-divergence-on={on}{control}" for on in (0.01, 0.2) for control in ("", "-control")]
+    names = ("divergence-on=0.01", "divergence-on=0.2", "top_prob-budget=0.3")
+    policies = [f"a_to_b-{name}{control}" for name in names for control in ("", "-control")]
     assert [record["id"] for record in found] == sorted(["a_alone", "b_alone", *policies])
     share = {record["id"]: record["share"] for record in found}
     assert (share["a_alone"], share["b_alone"]) == (0.0, 1.0)
     for record in found:
-        assert len(results(tmp_path / "war" / record["id"])) == 30
+        assert len(results(tmp_path / "war" / record["id"])) == 60
+        assert set(record["by_seed"]) == {"3", "4"}
+        if "calibration" in record:
+            assert record["calibration"]["reached"] == record["share"]
+            assert record["summary"]["sharing"]["whole"] == 60  # its pass wrote them
         if record["control_of"]:
             assert record["policy"] == {"kind": "random", "rate": share[record["control_of"]]}
 

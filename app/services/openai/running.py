@@ -24,10 +24,9 @@ from app.services.openai.names import Switched, Target
 from app.services.openai.requests import OpenAIRequest
 from app.services.prompts import within
 from app.services.supervisor import LoadedPair
-from app.services.switch import first_lead
 from app.services.text import Codec
 from rl_onoff.philox import derive_seed
-from rl_onoff.policy import Lead
+from rl_onoff.policy import Lead, first_lead
 from rl_onoff.schemas import FinishReason, Switch
 from workers.wire import Generate, SamplingParams, SwitchGenerate
 

@@ -27,6 +27,9 @@ def sweep(
     resume: dataset.Resume = False,
     concurrency: dataset.Concurrency = 16,
     skip_bad: dataset.SkipBad = False,
+    share: Annotated[
+        bool, typer.Option(help="Generate once what conditions have in common; the results are the same.")
+    ] = True,
     wait: dataset.Wait = 600.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
     url: Url = URL,
@@ -43,7 +46,9 @@ def sweep(
     parsed = studies.parse_study(text)
     dataset.look(parsed.reader(), parsed.data, skip_bad=skip_bad)
     client = dataset.connect(url, api_key, wait)
-    records = asyncio.run(_sweep(client, parsed, output, resume=resume, concurrency=concurrency, skip_bad=skip_bad))
+    records = asyncio.run(
+        _sweep(client, parsed, output, resume=resume, concurrency=concurrency, skip_bad=skip_bad, share=share)
+    )
     lines = studies.table(records, parsed.metrics)
     _write_csv(output / "conditions.csv", lines)
     if as_json:
@@ -53,7 +58,14 @@ def sweep(
 
 
 async def _sweep(
-    client: AsyncClient, study: studies.Study, output: Path, *, resume: bool, concurrency: int, skip_bad: bool
+    client: AsyncClient,
+    study: studies.Study,
+    output: Path,
+    *,
+    resume: bool,
+    concurrency: int,
+    skip_bad: bool,
+    share: bool,
 ) -> list[Record]:
     async def carry(task: SwitchTask, folder: Path, reader: Reader) -> dict[str, Any]:
         total = await asyncio.to_thread(reader.count)
@@ -66,7 +78,7 @@ async def _sweep(
         messages().print(f"{record['id']}: {record['summary']['results']} results", style="dim", markup=False)
 
     async with client:
-        return await studies.sweep(client, study, output, carry, resume=resume, report=report)
+        return await studies.sweep(client, study, output, carry, resume=resume, report=report, share=share)
 
 
 def _write_csv(path: Path, lines: list[dict[str, Any]]) -> None:

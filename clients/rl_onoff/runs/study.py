@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -20,8 +22,11 @@ from rl_onoff.client import AsyncClient
 from rl_onoff.data import Columns, Prompting, Reader, open_source
 from rl_onoff.errors import DataError, InvalidField, MissingDependency
 from rl_onoff.kinds import parse_policy
+from rl_onoff.policy import Policy
+from rl_onoff.runs.calibration import find_threshold, threshold_policy
 from rl_onoff.runs.folder import RunFolder, read_results
 from rl_onoff.runs.loop import Progress, execute, fingerprints, identity
+from rl_onoff.runs.sharing import Traces
 from rl_onoff.runs.summary import summarise
 from rl_onoff.runs.tasks import Record, SwitchTask
 from rl_onoff.schemas.common import Request
@@ -35,7 +40,9 @@ class Study(Request):
     """What `rl-onoff sweep` reads. In `policies` every list is an axis of a grid; a field that is a list is one in it.
 
     `b_to_a`: B leads, and A takes over by the same rule. `control`: beside every policy its random control, with the
-    share of tokens that the policy had for the other model.
+    share of tokens that the policy had for the other model. `budget` of a policy, in place of `on`: the share of tokens
+    that its threshold shall spend (`runs.calibration`). `seeds`: everything once by each of them; a condition holds
+    them all. `measures`: recorded for every token beside what the policies read.
     """
 
     data: str
@@ -47,6 +54,7 @@ class Study(Request):
     limit: Annotated[int, Field(ge=1)] | None = None
     n: Annotated[int, Field(ge=1, le=1024)] = 1
     seed: Annotated[int, Field(ge=0)] = 0
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=1024)] = Field(default=[])
     sampling: dict[str, Any] = Field(default={})
     metrics: list[str] = Field(default=[])
     measures: list[str] = Field(default=[], description="recorded for every token beside the policy's own")
@@ -62,6 +70,10 @@ class Study(Request):
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"policies: {twice} is there twice")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds: one is there twice")
+        if self.seeds and self.seed:
+            raise ValueError("give either seed or seeds")
         return self
 
     def conditions(self) -> Iterator[Condition]:
@@ -70,8 +82,29 @@ class Study(Request):
         yield Condition("b_alone", "a_to_b", {"kind": "always_b"})
         for direction in self.directions:
             for policy in (each for given in self.policies for each in _grid(given)):
-                parse_policy(policy)  # wrong before hours of work, not after
+                _parsed(policy)  # wrong before hours of work, not after
                 yield Condition(f"{direction}-{_name(policy)}", direction, policy, control=self.control)
+
+    @property
+    def recorded(self) -> list[str]:
+        """The measures recorded in every condition, so that one tells what another's policy decides."""
+        policies = [_parsed(condition.policy) for condition in self.conditions()]
+        return sorted({*self.measures, *(name for each in policies for name in (each.watched, *each.signals))})
+
+    def task(self, a: str | None, b: str | None, policy: Mapping[str, Any], traces: Traces | None) -> SwitchTask:
+        """The generations of a policy with `a` in the lead."""
+        return SwitchTask(
+            metrics=tuple(self.metrics),
+            a=a,
+            b=b,
+            policy=policy,
+            n=self.n,
+            seed=self.seed,
+            seeds=tuple(self.seeds),
+            sampling=self.sampling,
+            measures=tuple(self.recorded),
+            traces=traces,
+        )
 
     def reader(self) -> Reader:
         """The rows."""
@@ -121,69 +154,133 @@ Carry = Callable[[SwitchTask, Path, Reader], Awaitable[dict[str, Any]]]
 
 
 async def sweep(
-    client: AsyncClient, study: Study, output: Path, carry: Carry, *, resume: bool, report: Callable[[Record], None]
+    client: AsyncClient,
+    study: Study,
+    output: Path,
+    carry: Carry,
+    *,
+    resume: bool,
+    report: Callable[[Record], None],
+    share: bool = True,
 ) -> list[Record]:
-    """All conditions, in order; `report` gets each when it is done. Raises what a run raises."""
+    """All conditions, in order; `report` gets each when it is done. Raises what a run raises.
+
+    With `share` what conditions have in common is generated once; the results are the same without.
+    """
     reader = study.reader()
     models = await fingerprints(client, (study.a, study.b))
-    asked = {
-        "command": "sweep",
-        "settings": study.model_dump(mode="json", exclude={"data"}),
-        "models": models,
-        "data": reader.identity(),
-    }
-    a, b = (model["name"] for model in models)
-    with RunFolder.open(output, asked, resume=resume) as folder:
+    settings = study.model_dump(mode="json", exclude={"data"})
+    asked = {"command": "sweep", "settings": settings, "models": models, "data": reader.identity()}
+    a, b = (str(model["name"]) for model in models)
+    with RunFolder.open(output, asked, resume=resume) as folder, ExitStack() as stack:
         done = {record["id"]: record for record in read_results(output)}
+        directions: tuple[Direction, ...] = ("a_to_b", "b_to_a")
+        roles = {"a_to_b": (a, b), "b_to_a": (b, a)}
+        traces = {each: stack.enter_context(Traces()) if share else None for each in directions}
 
-        async def one(name: str, direction: Direction, policy: Mapping[str, Any], of: str | None = None) -> Record:
-            if name not in done:
-                leads, other = (a, b) if direction == "a_to_b" else (b, a)
-                task = SwitchTask(
-                    metrics=tuple(study.metrics),
-                    a=leads,
-                    b=other,
-                    policy=policy,
-                    n=study.n,
-                    seed=study.seed,
-                    sampling=study.sampling,
-                    measures=tuple(study.measures),
-                )
-                summary = await carry(task, output / name, reader)
-                share = summary.get("b_fraction", 0.0)
-                done[name] = {"id": name, "direction": direction, "policy": dict(policy), "control_of": of}
-                done[name] |= {"share": share, "summary": summary}
+        async def write(run: Path, direction: Direction, policy: Mapping[str, Any]) -> dict[str, Any]:
+            of = traces[direction]
+            summary = await carry(study.task(*roles[direction], policy, of), run, reader)
+            if of is not None:
+                of.add(run)
+            return summary
+
+        async def calibrated(condition: Condition) -> dict[str, Any]:
+            first = first_pass(condition)
+            if condition.direction != "a_to_b":
+                await write(first, condition.direction, {"kind": "always_a"})
+
+            async def attempt(number: int, policy: Mapping[str, Any]) -> tuple[Path, float]:
+                run = nth_pass(condition, number)
+                return run, (await write(run, condition.direction, policy)).get("b_fraction", 0.0)
+
+            return await find_threshold(condition.policy, condition.policy["budget"], first, attempt)
+
+        def first_pass(condition: Condition) -> Path:
+            if condition.direction == "a_to_b":
+                return output / "a_alone"
+            return output / "calibration" / f"{condition.direction}-alone"
+
+        def nth_pass(condition: Condition, number: int) -> Path:
+            return output / "calibration" / f"{condition.name}-pass{number + 1}"
+
+        async def one(condition: Condition, of: str | None = None) -> Record:
+            name = condition.name
+            if name in done:
+                if (known := traces[condition.direction]) is not None:
+                    if "calibration" in done[name]:
+                        known.add(first_pass(condition))
+                        for number in range(len(done[name]["calibration"]["passes"])):
+                            known.add(nth_pass(condition, number))
+                    known.add(output / name)
+            else:
+                policy = dict(condition.policy)
+                record: Record = {"id": name, "direction": condition.direction}
+                if "budget" in policy:
+                    record["calibration"] = found = await calibrated(condition)
+                    del policy["budget"]
+                    policy["on"] = found["on"]
+                summary = await write(output / name, condition.direction, policy)
+                record |= {"policy": policy, "control_of": of, "share": summary.get("b_fraction", 0.0)}
+                if study.seeds:
+                    record["by_seed"] = by_seed(read_results(output / name), study)
+                done[name] = record | {"summary": summary}
                 folder.append([done[name]])
             report(done[name])
             return done[name]
 
         for each in study.conditions():
-            found = await one(each.name, each.direction, each.policy)
+            found = await one(each)
             if each.control:
                 rate = {"kind": "random", "rate": found["share"]}
-                await one(f"{each.name}-control", each.direction, rate, each.name)
+                await one(Condition(f"{each.name}-control", each.direction, rate), each.name)
         records = list(done.values())
         folder.write_summary({"conditions": table(records, study.metrics)})
     return records
 
 
+def by_seed(records: Iterable[Mapping[str, Any]], study: Study) -> dict[str, dict[str, Any]]:
+    """Of a condition's results by each seed: the share of the model that takes over, and the mean of every metric."""
+    sums: dict[int, dict[str, float]] = {seed: dict.fromkeys(["", *study.metrics], 0.0) for seed in study.seeds}
+    tokens, results = Counter[int](), Counter[int]()
+    for record in records:
+        if "error" not in record:
+            seed = study.seeds[record["sample"] // study.n]
+            tokens[seed] += len(record["leads"])
+            results[seed] += 1
+            sums[seed][""] += record["leads"].count("b")
+            for name in study.metrics:
+                sums[seed][name] += record["metrics"][name]
+    return {
+        str(seed): {"share": of[""] / max(1, tokens[seed]), "results": results[seed]}
+        | {"metrics": {name: of[name] / results[seed] if results[seed] else None for name in study.metrics}}
+        for seed, of in sums.items()
+    }
+
+
 def table(records: list[Record], metrics: list[str]) -> list[dict[str, Any]]:
     """A flat line per condition: the share of the model that takes over, and every metric with its interval.
 
-    `recovery` of a metric is (value - A's)/(B's - A's). None stands for what is not defined or not finite.
+    `recovery` of a metric is (value - A's)/(B's - A's). `budget` is the share that was aimed for, `reused` the share
+    of tokens that earlier conditions had written. None stands for what is not defined or not finite.
     """
     found = {record["id"]: record["summary"].get("metrics", {}) for record in records}
+    seeds = list(records[0].get("by_seed", {})) if records else []
     lines = []
     for record in records:
         line = {"condition": record["id"], "direction": record["direction"], "control_of": record["control_of"]}
         line |= {"policy": json.dumps(record["policy"]), "share": record["share"]}
+        line["budget"] = record.get("calibration", {}).get("budget")
         line |= {name: record["summary"][name] for name in ("results", "failed", "tokens")}
+        line["reused"] = record["summary"].get("sharing", {}).get("reused")
         for name in metrics:
             own = found[record["id"]].get(name, {})
             value, low, high = (own.get(key) for key in ("value", "low", "high"))
             line |= {name: value, f"{name} low": low, f"{name} high": high}
             alone = [found[each].get(name, {}).get("value") for each in ("a_alone", "b_alone")]
             line[f"{name} recovery"] = _recovery(value, *alone)
+        for seed in seeds:
+            line |= {f"{name} seed={seed}": record["by_seed"][seed]["metrics"][name] for name in metrics}
         lines.append(line)
     return lines
 
@@ -208,6 +305,15 @@ async def carry_out(
         summary = summarise(read_results(folder), task.metrics) | {"bad_rows": progress.bad_count}
         run.write_summary(summary)
     return summary
+
+
+def _parsed(policy: Mapping[str, Any]) -> Policy:
+    if "budget" not in policy:
+        return parse_policy(policy)
+    budget = policy["budget"]
+    if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < 1:
+        raise InvalidField("a budget is a share of tokens, between 0 and 1", field="policy")
+    return threshold_policy(policy)
 
 
 def _grid(policy: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -35,6 +35,7 @@ def summarise(records: Iterable[Mapping[str, Any]], metrics: Iterable[str] = ())
 def _summary(records: Iterable[Mapping[str, Any]], collected: Mapping[str, _Collected]) -> dict[str, Any]:
     results = failed = tokens = by_b = 0
     finished: dict[str, int] = {}
+    sharing = dict.fromkeys(("results", "tokens", "whole", "a_forwards", "b_forwards"), 0)
     for record in records:
         if "error" in record:
             failed += 1
@@ -42,6 +43,8 @@ def _summary(records: Iterable[Mapping[str, Any]], collected: Mapping[str, _Coll
         results += 1
         tokens += len(record.get("token_ids", ()))
         by_b += str(record.get("leads", "")).count("b")
+        if "shared" in record:
+            _add_shared(sharing, record)
         reason = str(record.get("finish_reason", ""))
         finished[reason] = finished.get(reason, 0) + 1
         for name, each in collected.items():
@@ -49,11 +52,22 @@ def _summary(records: Iterable[Mapping[str, Any]], collected: Mapping[str, _Coll
     summary: dict[str, Any] = {"results": results, "failed": failed, "tokens": tokens}
     if finished.keys() - {""}:
         summary["finish_reasons"] = finished
+    if sharing["results"]:
+        summary["sharing"] = sharing | {"reused": sharing["tokens"] / tokens if tokens else 0.0}
     if by_b:
         summary["b_fraction"] = by_b / tokens
     if results and collected:
         summary["metrics"] = {name: each.summary() for name, each in collected.items()}
     return summary
+
+
+def _add_shared(sharing: dict[str, int], record: Mapping[str, Any]) -> None:
+    """Tokens that earlier runs had written, generations that needed none of their own, and the passes of the others."""
+    sharing["results"] += 1
+    sharing["tokens"] += record["shared"]
+    sharing["whole"] += "passes" not in record
+    for name, count in zip(("a_forwards", "b_forwards"), record.get("passes", ()), strict=False):
+        sharing[name] += count
 
 
 class _Collected:

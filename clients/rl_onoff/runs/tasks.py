@@ -11,10 +11,12 @@ from typing import Any, ClassVar, Literal, cast
 from rl_onoff.client import AsyncClient
 from rl_onoff.data import Row
 from rl_onoff.fields import GenerateFields, SwitchFields
+from rl_onoff.kinds import parse_policy
 from rl_onoff.metrics import Metric, find
 from rl_onoff.metrics.registry import MODEL_METRICS
 from rl_onoff.philox import derive_seed
-from rl_onoff.schemas import RowKind
+from rl_onoff.runs.sharing import Prefix, Traces, of_answer, of_record, switches, walk
+from rl_onoff.schemas import RowKind, SwitchResponse
 
 Record = dict[str, Any]
 
@@ -130,7 +132,12 @@ class Sample(_Scored, Task):
 
 @dataclass(frozen=True)
 class SwitchTask(_Scored, Task):
-    """`n` switched generations per row."""
+    """`n` switched generations per row; with `seeds` n by each of them, in place of `seed`.
+
+    `traces`: earlier runs over the same rows, by the same models, seeds and sampling, that recorded `measures` too.
+    What they have of a generation is taken over (`runs.sharing`). `shared` of a result says how many tokens, `passes`
+    the forward passes of A and B that the rest took.
+    """
 
     a: str | None = None
     b: str | None = None
@@ -139,6 +146,8 @@ class SwitchTask(_Scored, Task):
     seed: int = 0
     sampling: Mapping[str, Any] = field(default_factory=dict)
     measures: Sequence[str] = ()
+    seeds: Sequence[int] = ()
+    traces: Traces | None = field(default=None, compare=False)
 
     command = "switch"
 
@@ -148,7 +157,7 @@ class SwitchTask(_Scored, Task):
 
     @property
     def samples(self) -> int:  # type: ignore[override]
-        return self.n
+        return self.n * max(1, len(self.seeds))
 
     @property
     def models(self) -> tuple[str | None, ...]:
@@ -162,37 +171,90 @@ class SwitchTask(_Scored, Task):
             "sampling": dict(self.sampling),
             "measures": list(self.measures),
             "metrics": list(self.metrics),
+            **({"seeds": list(self.seeds)} if self.seeds else {}),
         }
 
     async def work(self, client: AsyncClient, row: Row, missing: Collection[int]) -> list[Record]:
         return [await self._one(client, row, sample) for sample in sorted(missing)]
 
+    def _seed(self, row: Row, sample: int) -> int:
+        study = self.seeds[sample // self.n] if self.seeds else self.seed
+        return derive_seed(row.seed(study), 0, sample % self.n)
+
     async def _one(self, client: AsyncClient, row: Row, sample: int) -> Record:
-        start = row.start
-        fields: dict[str, Any] = {
-            "a": self.a,
-            "b": self.b,
-            "policy": self.policy,
-            "measures": self.measures,
-            "sampling": {**self.sampling, "seed": derive_seed(row.seed(self.seed), 0, sample)},
+        seed = self._seed(row, sample)
+        known, max_tokens, prompt_ids = await asyncio.to_thread(self._known, row, sample, seed)
+        record = _of(row, sample)
+        if self.traces is not None:
+            record["shared"] = len(known)
+        if known.ends is not None:
+            record |= self._written(known, prompt_ids, seed, max_tokens)
+        else:
+            start = row.start
+            sampling = {**self.sampling, "seed": seed}
+            fields: dict[str, Any] = {"a": self.a, "b": self.b, "policy": self.policy, "measures": self.measures}
+            if known:
+                fields["given"] = {"token_ids": known.token_ids, "leads": known.leads}
+                sampling["max_tokens"] = max_tokens - len(known)
+            fields["sampling"] = sampling
+            answer = await client.switch_generate(start.pop("prompt", None), **cast(SwitchFields, start | fields))
+            if known:
+                record |= self._written(known + of_answer(answer), prompt_ids, seed, max_tokens)
+            else:
+                record |= _answered(answer)
+            if self.traces is not None:
+                record["passes"] = [answer.usage.a_forwards, answer.usage.b_forwards]
+        (scores,) = await self._scores([record["text"]], row)
+        return record | {"metrics": scores}
+
+    def _known(self, row: Row, sample: int, seed: int) -> tuple[Prefix, int, list[int]]:
+        """What earlier runs have of this generation, its `max_tokens`, and the prompt."""
+        earlier = [] if self.traces is None else self.traces.of(row.id, sample)
+        if not earlier:
+            return Prefix(), 0, []
+        prompt_ids: list[int] = earlier[0]["prompt_ids"]
+        written = map(of_record, earlier)
+        policy = parse_policy(self.policy)
+        known, _ = walk(policy, written, seed=seed, start=len(prompt_ids), measures=self.measures)
+        stop = self.sampling.get("stop") or ()
+        return known.settled([stop] if isinstance(stop, str) else stop), earlier[0].get("max_tokens", 0), prompt_ids
+
+    def _written(self, whole: Prefix, prompt_ids: list[int], seed: int, max_tokens: int) -> Record:
+        policy = parse_policy(self.policy)
+        watched = whole.values[policy.watched]
+        return {
+            "text": whole.text,
+            "token_ids": whole.token_ids,
+            "tokens": whole.tokens,
+            "prompt_ids": prompt_ids,
+            "leads": whole.leads,
+            "b_fraction": whole.leads.count("b") / len(whole.leads),
+            "measure": policy.watched,
+            "divergences": watched,
+            "signals": {name: whole.values[name] for name in self.measures},
+            "switches": switches(policy, whole.leads, watched),
+            "finish_reason": whole.ends,
+            "seed": seed,
+            "max_tokens": max_tokens,
         }
-        answer = await client.switch_generate(start.pop("prompt", None), **cast(SwitchFields, start | fields))
-        (scores,) = await self._scores([answer.text], row)
-        return _of(row, sample) | {
-            "text": answer.text,
-            "token_ids": answer.token_ids,
-            "tokens": answer.tokens,
-            "prompt_ids": answer.receipt.prompt_ids,
-            "leads": answer.leads,
-            "b_fraction": answer.b_fraction,
-            "measure": answer.measure,
-            "divergences": answer.divergences,
-            "signals": answer.signals,
-            "switches": [switch.model_dump(by_alias=True) for switch in answer.switches],
-            "finish_reason": answer.finish_reason,
-            "seed": answer.seed,
-            "metrics": scores,
-        }
+
+
+def _answered(answer: SwitchResponse) -> Record:
+    return {
+        "text": answer.text,
+        "token_ids": answer.token_ids,
+        "tokens": answer.tokens,
+        "prompt_ids": answer.receipt.prompt_ids,
+        "leads": answer.leads,
+        "b_fraction": answer.b_fraction,
+        "measure": answer.measure,
+        "divergences": answer.divergences,
+        "signals": answer.signals,
+        "switches": [switch.model_dump(by_alias=True) for switch in answer.switches],
+        "finish_reason": answer.finish_reason,
+        "seed": answer.seed,
+        "max_tokens": answer.receipt.sampling.max_tokens,
+    }
 
 
 @dataclass(frozen=True)
