@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperGroup
 
-from rl_onoff.cli import check_pair, demo, distributions, divergence, report, sample, serve, sweep, switch
+from rl_onoff.cli import attribute, check_pair, demo, distributions, divergence, report, sample, serve, sweep, switch
 from rl_onoff.cli.console import messages
 from rl_onoff.cli.output import written
 from rl_onoff.errors import OnOffError, RequestError, RunError, RunLocked
@@ -75,4 +75,5 @@ app.command()(divergence.divergence)
 app.command()(switch.switch)
 app.command()(sweep.sweep)
 app.command()(report.report)
+app.command()(attribute.attribute)
 app.command()(check_pair.check_pair)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -92,7 +92,7 @@ async def _cards(client: AsyncClient, models: tuple[str | None, ...]) -> list[Mo
 async def execute(
     client: AsyncClient,
     task: Task,
-    reader: Reader,
+    reader: Iterable[Row | Broken],
     sink: Sink,
     *,
     concurrency: int = 16,
@@ -149,7 +149,7 @@ class Guard:
 
 
 def _todo(
-    reader: Reader, task: Task, sink: Sink, progress: Progress, *, skip_bad: bool
+    reader: Iterable[Row | Broken], task: Task, sink: Sink, progress: Progress, *, skip_bad: bool
 ) -> Iterator[tuple[Row, list[int]]]:
     for row in reader:
         if isinstance(row, Broken):
@@ -157,8 +157,9 @@ def _todo(
                 raise DataError(f"{row} (--skip-bad goes on without such rows)")
             progress.add_bad(row)
             continue
-        missing = [sample for sample in range(task.samples) if ("", row.id, str(sample)) not in sink.done]
-        progress.already += task.samples - len(missing)
+        wanted = task.samples_of(row)
+        missing = [sample for sample in wanted if ("", row.id, str(sample)) not in sink.done]
+        progress.already += len(wanted) - len(missing)
         if missing:
             yield row, missing
 

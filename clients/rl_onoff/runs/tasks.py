@@ -41,14 +41,18 @@ class Task(ABC):
     def settings(self) -> dict[str, Any]:
         """What decides the results, for the manifest."""
 
+    def samples_of(self, row: Row) -> Collection[int]:
+        """The numbers of a row's results."""
+        return range(self.samples)
+
     @abstractmethod
     async def work(self, client: AsyncClient, row: Row, missing: Collection[int]) -> list[Record]:
         """The results of a row's missing samples."""
 
 
 @dataclass(frozen=True)
-class _Scored:
-    """Text metrics of what was written, and what a record says of its row."""
+class Scored:
+    """Text metrics of what was written."""
 
     #: Metrics that the service computes for this task.
     from_service: ClassVar[tuple[str, ...]] = ()
@@ -81,7 +85,7 @@ def _of(row: Row, sample: int) -> Record:
 
 
 @dataclass(frozen=True)
-class Sample(_Scored, Task):
+class Sample(Scored, Task):
     """`n` samples of one model per row. Sample i has the noise of sample i of a `SwitchTask` with the same seed."""
 
     model: str = ""
@@ -131,7 +135,7 @@ class Sample(_Scored, Task):
 
 
 @dataclass(frozen=True)
-class SwitchTask(_Scored, Task):
+class SwitchTask(Scored, Task):
     """`n` switched generations per row; with `seeds` n by each of them, in place of `seed`.
 
     `traces`: earlier runs over the same rows, by the same models, seeds and sampling, that recorded `measures` too.
