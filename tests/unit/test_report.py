@@ -18,14 +18,18 @@ from typer.testing import CliRunner
 
 from rl_onoff.cli import app
 from rl_onoff.errors import DataError, MissingDependency
-from rl_onoff.report import conditions, write
-from rl_onoff.report.atlas import Atlas, Binned
-from rl_onoff.report.outcomes import flips
+from rl_onoff.report import make_report, read_runs, write
+from rl_onoff.report.outcomes import Outcomes, flips, natural
+from rl_onoff.report.style import inline
+from rl_onoff.report.tables import Table
+from rl_onoff.report.tokens import Means, TokenStats
 from rl_onoff.runs import RunFolder, summarise
 from rl_onoff.statistics import clustered_stderr
 
 EVIL = "</script><script>document.title='owned'</script><!--"
 METRIC = "exact_match"
+POLICY = "divergence on=0.1"
+CONTROL = f"random, as often as {POLICY}"
 MODELS = [{"name": "base", "fingerprint": "a" * 64}, {"name": "rl", "fingerprint": "b" * 64}]
 PROBLEMS = 12
 
@@ -58,8 +62,8 @@ def result(problem: int, sample: int, policy: str, chance: random.Random) -> dic
     }
 
 
-def run(folder: Path, policy: dict[str, Any], seed: int, **more: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    chance = random.Random(seed)
+def run(folder: Path, policy: dict[str, Any], draw: int, **more: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    chance = random.Random(draw)
     results = [result(p, s, policy["kind"], chance) for p in range(PROBLEMS) for s in range(2)]
     settings = {"policy": policy, "metrics": [METRIC], **more}
     identity = {
@@ -78,7 +82,7 @@ def run(folder: Path, policy: dict[str, Any], seed: int, **more: Any) -> tuple[l
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep's folder with one policy and its control."""
     folder = tmp_path_factory.mktemp("sweep") / "study"
-    identity = {"command": "sweep", "settings": {}, "models": MODELS, "data": {"source": "d", "sha256": "0" * 64}}
+    identity = {"command": "sweep", "settings": {"metrics": [METRIC]}, "models": MODELS, "data": {}}
     kinds = {
         "a_alone": {"kind": "always_a"},
         "b_alone": {"kind": "always_b"},
@@ -113,73 +117,159 @@ def of_policy(study: Path) -> list[dict[str, Any]]:
 def test_the_tables_say_what_the_results_do(study: Path, written: Path) -> None:
     records = of_policy(study)
     values = np.array([math.inf if v is None else v for r in records for v in r["divergences"]])
-    rows = table(written, "histogram")
-    assert sum(int(row["tokens"]) for row in rows) == values.size
+    rows = [row for row in table(written, "divergence-histogram") if row["series"] == f"{POLICY}: js"]
+    assert sum(int(row["tokens"]) for row in rows) == np.isfinite(values).sum()
     assert int(rows[0]["tokens"]) == (values < 1e-8).sum()
-    assert [int(row["tokens"]) for row in rows if row["from"] == "inf"] == [np.isinf(values).sum()]
     around = [row for row in rows if float(row["from"]) <= 0.3 < float(row["to"])]
     assert [int(row["tokens"]) for row in around] == [(values == 0.3).sum()]
+    (summary,) = (row for row in table(written, "divergence") if row["series"] == f"{POLICY}: js")
+    assert (int(summary["tokens"]), int(summary["infinite"])) == (values.size, np.isinf(values).sum())
+    assert float(summary["mean"]) == pytest.approx(values[np.isfinite(values)].mean())
+
     ranks = np.array([v for r in records for v in r["signals"]["rank_of_b_in_a"]])
-    shares = {row["class"]: float(row["share"]) for row in table(written, "shifts")}
-    assert shares == pytest.approx(
-        {
-            "unshifted": (ranks == 1).mean(),
-            "marginal": ((ranks > 1) & (ranks <= 3)).mean(),
-            "shifted": (ranks > 3).mean(),
-        }
+    found = {row["class"]: float(row["share"]) for row in table(written, "shifts") if row["series"] == POLICY}
+    marginal = ((ranks > 1) & (ranks <= 3)).mean()
+    assert found == pytest.approx(
+        {"unshifted": (ranks == 1).mean(), "marginal": marginal, "shifted": (ranks > 3).mean()}
     )
     lengths = [len(run) for r in records for run in re.findall("b+", r["leads"])]
-    counted = {int(row["tokens"]): int(row["runs"]) for row in table(written, "run_lengths") if row["lead"] == "B"}
-    assert counted == {length: lengths.count(length) for length in set(lengths)}
-    tokens = {row["token"]: row for row in table(written, "top_tokens")}
-    finite = [
-        v for r in records for t, v in zip(r["tokens"], r["divergences"], strict=True) if t == " a" and v is not None
-    ]
-    assert int(tokens[" a"]["times"]) == len(finite)
-    assert float(tokens[" a"]["mean"]) == pytest.approx(np.mean(finite))
-    assert sum(float(row["share of all"]) for row in tokens.values()) == pytest.approx(1)
-    found = {row["condition"]: row for row in table(written, "conditions")}
-    assert float(found["b_alone"][METRIC]) == pytest.approx(11 / 12)
-    assert found["js-control"]["role"] == "control"
-    assert int(found["js"]["failed"]) == 0  # as the study's own summary counts
-    k = {(row["condition"], row["k"]): float(row["value"]) for row in table(written, "pass_at_k")}
-    assert k["a_alone", "1"] == pytest.approx(4 / 12)
-    assert k["a_alone", "2"] == pytest.approx(4 / 12)  # both samples of a problem are alike here
+    (counted,) = (row for row in table(written, "run-lengths") if (row["condition"], row["model"]) == (POLICY, "B"))
+    assert int(counted["runs"]) == len(lengths)
+    assert float(counted["mean length"]) == pytest.approx(np.mean(lengths))
+    assert int(counted["longest"]) == max(lengths)
+
+    entropies = np.concatenate([r["signals"]["entropy_a"] for r in records])
+    for row in (row for row in table(written, "entropy") if row["series"] == POLICY):
+        inside = (entropies >= float(row["entropy from"])) & (entropies < float(row["to"])) & np.isfinite(values)
+        assert int(row["tokens"]) == inside.sum()
+        assert float(row["mean"]) == pytest.approx(values[inside].mean())
 
 
-def test_means_in_bins_have_errors_clustered_by_result() -> None:
+def test_values_and_intervals_are_those_of_the_summaries(study: Path, written: Path) -> None:
+    rows = {row["condition"]: row for row in table(written, "accuracy")}
+    assert set(rows) == {"A alone", "B alone", POLICY, CONTROL}
+    for name, folder in (("A alone", "a_alone"), ("B alone", "b_alone"), (POLICY, "js"), (CONTROL, "js-control")):
+        records = (json.loads(line) for line in (study / folder / "results.jsonl").read_text().splitlines())
+        summary = summarise(records, [METRIC])
+        own = summary["metrics"][METRIC]
+        assert [float(rows[name][each]) for each in (METRIC, f"{METRIC} low", f"{METRIC} high")] == pytest.approx(
+            [own[each] for each in ("value", "low", "high")]
+        )
+        if folder.startswith("js"):
+            assert float(rows[name]["B's tokens"]) == pytest.approx(summary["b_fraction"])
+        for k, each in own["pass_at_k"].items():
+            if name != CONTROL:
+                (found,) = (row for row in table(written, "pass-at-k") if (row["condition"], row["k"]) == (name, k))
+                assert float(found["pass@k low"]) == pytest.approx(each["low"])
+                assert float(found["pass@k"]) == pytest.approx(each["value"])
+    assert rows["A alone"]["B's tokens"] == "0.0"
+    assert rows[CONTROL]["control of"] == POLICY
+    assert float(rows[POLICY]["recovery"]) == pytest.approx((9 / 12 - 4 / 12) / (11 / 12 - 4 / 12))
+
+
+def test_means_in_bins_have_errors_clustered_by_text() -> None:
     chance = np.random.default_rng(0)
-    binned, keys, values, ids = Binned(np.array([0.0, 0.5, 1.0])), [], [], []
+    means, keys, values, ids = Means(2), [], [], []
     for each in range(7):
-        key, value = chance.random(11), chance.random(11) + each
-        binned.add(key, value)
+        key, value = chance.integers(0, 2, 11), chance.random(11) + each
+        means.add(key, value)
         keys.append(key)
         values.append(value)
         ids.append(np.full(11, each))
     key, value, cluster = map(np.concatenate, (keys, values, ids))
-    for low, _, count, mean, error in binned.rows():
-        chosen = (key >= 0.5) == (low == 0.5)
-        assert count == chosen.sum()
-        assert mean == pytest.approx(value[chosen].mean())
-        assert error == pytest.approx(clustered_stderr(value[chosen], cluster[chosen]))
+    for bin_ in (0, 1):
+        chosen = key == bin_
+        assert means.counts[bin_] == chosen.sum()
+        assert means.mean()[bin_] == pytest.approx(value[chosen].mean())
+        assert means.stderr()[bin_] == pytest.approx(clustered_stderr(value[chosen], cluster[chosen]))
 
 
 def test_the_places_furthest_apart_are_kept_in_order() -> None:
-    chance, atlas, all_values = random.Random(3), Atlas("js"), []
+    chance, stats, all_values = random.Random(3), TokenStats(), []
     for problem in range(40):
         values = [chance.random() for _ in range(30)]
         all_values += values
-        atlas.add({"id": problem, "tokens": ["t"] * 30, "values": {"js": values}})
-    assert [place["value"] for place in atlas.largest()] == sorted(all_values, reverse=True)[:25]
+        ids = list(range(30))
+        stats.add({"id": problem, "token_ids": ids, "tokens": ["t"] * 30, "values": {"js": values}})
+    assert [place.value for place in stats.top_places()] == sorted(all_values, reverse=True)[:20]
+
+
+def test_top_tokens_are_those_with_the_largest_sums() -> None:
+    stats = TokenStats()
+    stats.add(
+        {"id": 1, "token_ids": [5, 6, 5, 7], "tokens": ["x", "y", "x", "z"], "values": {"js": [0.2, 0.3, 0.4, None]}}
+    )
+    assert stats.top_tokens(2) == [(5, 2, pytest.approx(0.3), 0.4), (6, 1, 0.3, 0.3)]
+    assert stats.texts == {5: "x", 6: "y", 7: "z"}
 
 
 def test_flips_are_counted_by_problem_and_sample() -> None:
-    a = {("p", 0): False, ("p", 1): True, ("q", 0): True, ("only", 0): True}
-    b = {("p", 0): True, ("p", 1): True, ("q", 0): False}
-    switched = {("p", 0): True, ("p", 1): False, ("q", 0): True}
-    found = flips(a, b, switched)
-    assert found.counts == {(False, True, True): 1, (True, True, False): 1, (True, False, True): 1}
-    assert (found.rescued, found.broken) == ([("p", 0)], [("p", 1)])
+    def judged(**right: list[int]) -> Outcomes:
+        made = Outcomes()
+        for problem, values in right.items():
+            for sample, value in enumerate(values):
+                made.add(0, {"id": problem, "sample": sample, "metrics": {METRIC: value}})
+        return made
+
+    a, b = judged(p=[0, 1], q=[1], only=[1]), judged(p=[1, 1], q=[0])
+    found = flips(METRIC, a, b, judged(p=[1, 0], q=[1]))
+    assert {cell: count for cell, count in found.cells.items() if count} == {
+        (False, True, True): 1,
+        (True, True, False): 1,
+        (True, False, True): 1,
+    }
+    assert (found.gained, found.lost) == (1, 1)
+    assert [(each.id, each.gained, each.lost) for each in found.problems] == [("p", 1, 1), ("q", 0, 0)]
+
+
+def test_seeds_of_one_policy_are_one_condition_and_b_leads_is_turned_round(tmp_path: Path) -> None:
+    identity = {"command": "sweep", "settings": {"metrics": [METRIC]}, "models": MODELS, "data": {"sha256": "0"}}
+    policy = {"kind": "divergence", "on": 0.1}
+    with RunFolder.open(tmp_path / "s", identity, resume=False) as opened:
+        for seed in (1, 2):
+            for direction in ("a_to_b", "b_to_a"):
+                name = f"{direction}-{seed}"
+                run(tmp_path / "s" / name, policy, seed, seed=seed)
+                record = {"id": name, "direction": direction, "policy": policy, "control_of": None, "seed": seed}
+                opened.append([record])
+    runs = read_runs([tmp_path / "s"])
+    forth, back = runs.parts
+    assert [folder.name for folder in forth.folders] == ["a_to_b-1", "a_to_b-2"]
+    assert {seed for seed, _ in forth.records()} == {1, 2}
+    for (_, one), (_, other) in zip(forth.records(), back.records(), strict=True):
+        assert [{"a": "b", "b": "a"}[lead] for lead in one["leads"]] == list(other["leads"])
+        assert other["signals"].keys() == {"entropy_b", "rank_of_a_in_b"}
+    found = Outcomes()
+    for seed, record in forth.records():
+        found.add(seed, record)
+    assert {len(samples) for samples in found.scores[METRIC].values()} == {4}
+    shares = {row["condition"]: float(row["B's tokens"]) for row in csv.DictReader(
+        make_report([tmp_path / "s"]).files["tables/accuracy.csv"].decode().splitlines()
+    )}  # fmt: skip
+    assert shares[forth.label] == pytest.approx(1 - shares[back.label])
+
+
+def test_an_svg_in_the_page_cannot_do_anything() -> None:
+    svg = (
+        b'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" onload="x()">'
+        b'<script>x()</script><style>*{}</style><foreignObject/><a xlink:href="https://e.org"><path/></a>'
+        b'<image xlink:href="https://e.org/i.png"/><defs><path id="p"/></defs><use xlink:href="#p" onclick="x()"/>'
+        b'<use xlink:href="https://e.org/#p"/><g clip-path="url(#c)" style="fill: #1b1d21">'
+        b"<text>&lt;script&gt;</text></g></svg>"
+    )
+    found = inline(svg, "one", 'a "title"')
+    assert not re.search(r"<script|onload|onclick|e\.org|foreignObject|<style|<a ", found)
+    assert 'id="one-p"' in found
+    assert 'href="#one-p"' in found
+    assert "url(#one-c)" in found
+    assert "fill: var(--ink)" in found
+    assert "&lt;script&gt;" in found
+
+
+def test_a_csv_holds_no_formula_and_ids_sort_by_their_numbers() -> None:
+    made = Table(["token", "n"], [["=HYPERLINK(1)", 1], ["\ud800", math.nan]]).csv()
+    assert made.splitlines() == ["token,n", "'=HYPERLINK(1),1", "\\ud800,"]
+    assert sorted(["p10", "p9", "p", "9", "x²"], key=natural) == ["9", "p", "p9", "p10", "x²"]
 
 
 def test_whatever_stands_in_the_results_is_text(written: Path) -> None:
@@ -188,13 +278,15 @@ def test_whatever_stands_in_the_results_is_text(written: Path) -> None:
     assert html.escape(EVIL) in page
     assert "<b>0</b>" not in page
     scripts = re.findall(r"<script\b([^>]*)>(.*?)</script>", page, re.S)
-    assert [kind.strip() for kind, _ in scripts] == ['type="application/json"']
-    records = json.loads(scripts[0][1])["results"]
+    assert [kind.strip() for kind, _ in scripts] == ['type="application/json" id="records"']
+    records = json.loads(scripts[0][1])
     assert records[0]["prompt"].startswith("<b>")
     assert "default-src 'none'" in page
-    assert not re.search(r'(?:src|href)="(?!data:image/svg\+xml;base64,|#)', page)
+    assert not re.search(r'(?:src|href)="(?!#)|url\((?!#)|@import', page)
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
     anchors = set(re.findall(r'<details id="([^"]+)"', page))
-    linked = set(re.findall(r'href="#(text-[^"]+)"', page))
+    linked = set(re.findall(r'href="#(problem-[^"]+)"', page))
     assert linked
     assert linked <= anchors
 
@@ -206,16 +298,9 @@ def test_the_same_runs_give_the_same_bytes(study: Path, written: Path, tmp_path:
         sorted(path.relative_to(tmp_path / name) for path in (tmp_path / name).rglob("*.*")) for name in ("one", "two")
     ]
     assert files[0] == files[1]
-    assert len([path for path in files[0] if path.suffix == ".png"]) == 7
+    assert len([path for path in files[0] if path.suffix == ".png"]) == 8
     for path in files[0]:
         assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes(), path
-
-
-def test_at_most_so_many_texts_and_those_that_were_turned_first(study: Path, tmp_path: Path) -> None:
-    page = write([study], tmp_path / "out", texts=3).read_text()
-    assert page.count("<details id=") == 3
-    assert page.count(": not turned</summary>") == 0
-    assert "of at most 3 problems" in page
 
 
 def test_several_runs_are_one_report(tmp_path: Path) -> None:
@@ -227,10 +312,13 @@ def test_several_runs_are_one_report(tmp_path: Path) -> None:
                 {"id": f"p{i}", "sample": 0, "text": "x", "token_ids": [1], "metrics": {METRIC: 1.0}} for i in range(5)
             ]
             opened.append(each | {"reference": "x", "finish_reason": "stop"} for each in drawn)
-    found = conditions([tmp_path / name for name in ("samples-of-a", "samples-of-b", "switch")])
-    assert [each.role for each in found] == ["a_alone", "b_alone", "policy"]
-    write([each.folder for each in found], tmp_path / "out")
-    assert {row["A alone"] for row in table(tmp_path / "out", "flips")} == {"right"}
+    folders = [tmp_path / name for name in ("samples-of-a", "samples-of-b", "switch")]
+    assert [each.role for each in read_runs(folders).parts] == ["a", "b", "switched"]
+    page = write(folders, tmp_path / "out").read_text()
+    (row,) = table(tmp_path / "out", "flips")
+    assert (int(row["samples"]), int(row["A wrong, now right"]), int(row["A right, now wrong"])) == (5, 0, 2)
+    assert "are over different data" in page
+    assert "No random control" in page
 
 
 def test_divergences_alone_make_a_report_that_says_what_is_missing(tmp_path: Path) -> None:
@@ -247,16 +335,17 @@ def test_divergences_alone_make_a_report_that_says_what_is_missing(tmp_path: Pat
     with RunFolder.open(tmp_path / "d", identity, resume=False) as opened:
         opened.append([item])
     page = write([tmp_path / "d"], tmp_path / "out").read_text()
-    assert "Noise floor of the arithmetic: 1e-07" in page
-    assert "divergence --measure js --measure entropy_a" in page
+    assert "noise floor: js, pass shape" in page
+    assert "--measure js --measure entropy_a" in page
+    assert "No run has a score" in page
     assert [row["share"] for row in table(tmp_path / "out", "shifts")] == ["0.5", "0.0", "0.5"]
-    assert not (tmp_path / "out" / "tables" / "pareto.csv").exists()
+    assert not (tmp_path / "out" / "tables" / "accuracy.csv").exists()
 
 
 def test_what_cannot_be_reported_is_said(study: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no run"):
-        conditions([tmp_path])
-    with pytest.raises(DataError, match="no condition 'nope'; there are a_alone, b_alone, js, js-control"):
+        read_runs([tmp_path])
+    with pytest.raises(DataError, match=r"no condition 'nope'; there are a_alone \(A alone\), b_alone"):
         write([study], tmp_path / "out", condition="nope")
     with pytest.raises(DataError, match="no metric 'nope' in these runs; there are exact_match"):
         write([study], tmp_path / "out", metric="nope")
@@ -269,7 +358,7 @@ def test_names_of_conditions_are_no_paths(tmp_path: Path) -> None:
             [{"id": "../x", "direction": "a_to_b", "policy": {"kind": "rank"}, "control_of": None, "share": 0}]
         )
     with pytest.raises(DataError, match="no name of a condition"):
-        conditions([tmp_path / "s"])
+        read_runs([tmp_path / "s"])
 
 
 def test_without_matplotlib_the_command_is_named(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,9 +367,14 @@ def test_without_matplotlib_the_command_is_named(study: Path, tmp_path: Path, mo
         write([study], tmp_path / "out")
 
 
-def test_the_command_writes_into_the_run_by_default(study: Path) -> None:
-    answer = CliRunner().invoke(app, ["report", str(study), "--texts", "2"])
+def test_the_command_writes_into_the_run_by_default_and_at_most_so_many_texts(study: Path) -> None:
+    answer = CliRunner().invoke(app, ["report", str(study), "--texts", "3"])
     assert answer.exit_code == 0, answer.output
-    assert (study / "report" / "report.html").exists()
+    assert answer.stdout.strip() == str(study / "report" / "report.html")
+    page = (study / "report" / "report.html").read_text()
+    assert page.count("<details id=") == 3
+    assert "At most 3 problems" in page
+    assert page.index("<strong>p1</strong>") < page.index("<strong>p2</strong>")  # these were turned; p0 A has as well
+    assert "<strong>p0</strong>" not in page
     answer = CliRunner().invoke(app, ["report", str(study / "nothing")])
     assert answer.exit_code == 2

@@ -1,4 +1,4 @@
-"""`rl-onoff report`: finished runs as one page, figures and tables."""
+"""`rl-onoff report`: figures and tables of finished runs."""
 
 from __future__ import annotations
 
@@ -7,24 +7,30 @@ from typing import Annotated
 
 import typer
 
-from rl_onoff.cli.console import messages
-
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or of one sweep.", show_default=False)],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Folders of sample, switch, divergence and sweep. Several make one report.", metavar="RUN..."
+        ),
+    ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Default: `report` in the first folder.", show_default=False)
+        Path | None,
+        typer.Option("--output", "-o", help="Where report.html, figures and tables go. Default: RUN/report."),
     ] = None,
     condition: Annotated[
-        str | None, typer.Option(help="Figures of tokens are of this one. Default: the first policy.")
+        str | None, typer.Option(help="Flips, texts and tokens are of this one. Default: that most often right.")
     ] = None,
-    metric: Annotated[str | None, typer.Option(help="Problems are judged by this one. Default: the first.")] = None,
-    texts: Annotated[int, typer.Option(min=0, help="Problems shown with their tokens, at most.")] = 40,
+    metric: Annotated[
+        str | None, typer.Option(help="What comes first, and judges problems. Default: the first.")
+    ] = None,
+    texts: Annotated[int, typer.Option(min=0, help="Problems shown with their tokens, at most.")] = 20,
 ) -> None:
-    """Write what runs show: accuracy against share, divergences, flips, texts. One HTML file, SVG, PNG and CSV."""
+    """Draw runs: accuracy against B's share, divergence, pass@k, flips, texts token by token.
+
+    report.html is one file that opens anywhere; figures are beside it as PNG and SVG, tables as CSV.
+    """
     from rl_onoff.report import write
 
-    folder = output or runs[0] / "report"
-    path = write(runs, folder, condition=condition, metric=metric, texts=texts)
-    messages().print(f"{path}; figures and tables beside it", markup=False)
-    typer.echo(path)
+    typer.echo(write(runs, output or runs[0] / "report", condition=condition, metric=metric, texts=texts))

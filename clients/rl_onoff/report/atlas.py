@@ -1,161 +1,237 @@
-"""Where two models part: what the tokens of a run's results say, in memory that does not grow with their number."""
+"""Sections about tokens: where and how far the models part, at which tokens, and how long B leads."""
 
 from __future__ import annotations
 
-import heapq
-import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby
-from typing import Any, Final
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-Column = npt.NDArray[np.float64]
+from rl_onoff.report import token_figures as figures
+from rl_onoff.report.figures import SERIES_SHOWN
+from rl_onoff.report.page import Section
+from rl_onoff.report.reading import Part, Runs
+from rl_onoff.report.style import drawn, plain
+from rl_onoff.report.tables import Table
+from rl_onoff.report.tokens import EDGES, ENTROPIES, POSITIONS, SHIFTS, Histogram, TokenStats
 
-#: Edges of the histogram, a quarter of a decade each. What is below the first, zero included, is counted apart.
-HISTOGRAM_EDGES: Final = 10.0 ** np.arange(-8.0, 2.01, 0.25)
-POSITION_EDGES: Final = np.linspace(0.0, 1.0, 21)
-ENTROPY_EDGES: Final = np.array([0.0, 0.01, 0.03, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, np.inf])
-_LARGEST: Final = 25
-_RANKS: Final = ("unshifted", "marginal", "shifted")
-
-
-class Binned:
-    """Means of a value over bins of a key, with standard errors that take each result as one cluster.
-
-    The mean in a bin is a ratio of sums over results; its error by linearisation (Cochran, "Sampling Techniques",
-    3rd ed., section 6.4), from sums alone.
-    """
-
-    def __init__(self, edges: Column) -> None:
-        self.edges = edges
-        bins = len(edges) - 1
-        self._clusters = np.zeros(bins)
-        self._moments = np.zeros((5, bins))  # of sums s and counts n: s, n, s², s·n, n²
-
-    def add(self, keys: Column, values: Column) -> None:
-        """The tokens of one result. Values that are not finite are left out."""
-        fine = np.isfinite(values) & np.isfinite(keys)
-        bins = len(self.edges) - 1
-        at = np.clip(np.searchsorted(self.edges, keys[fine], side="right") - 1, 0, bins - 1)
-        n = np.bincount(at, minlength=bins).astype(np.float64)
-        s = np.bincount(at, values[fine], minlength=bins)
-        self._clusters += n > 0
-        self._moments += np.stack([s, n, s * s, s * n, n * n])
-
-    def rows(self) -> list[tuple[float, float, int, float, float | None]]:
-        """(low, high, tokens, mean, standard error or None) of every bin that has tokens."""
-        found = []
-        for i, (s, n, ss, sn, nn) in enumerate(self._moments.T):
-            if n:
-                mean, k = s / n, self._clusters[i]
-                residual = max(0.0, ss - 2 * mean * sn + mean * mean * nn)
-                error = math.sqrt(k / (k - 1) * residual) / n if k > 1 else None
-                found.append((float(self.edges[i]), float(self.edges[i + 1]), int(n), float(mean), error))
-        return found
+_TOKENS_DRAWN = 15
+_NO_VALUES = "No run here has values per token: those of divergence, switch and sweep do."
 
 
-@dataclass(slots=True)
-class Token:
-    """What one token of the vocabulary had of the whole."""
-
-    count: int = 0
-    total: float = 0.0
-    largest: float = 0.0
-
-
-@dataclass(slots=True)
+@dataclass(frozen=True)
 class Atlas:
-    """Accumulates results of `switch` or `divergence`; `measure` is the one all figures are of."""
+    """The token statistics of every part, by its label. `texts`: of token ids, as far as a run told."""
 
-    measure: str
-    results: int = 0
-    tokens: int = 0
-    infinite: int = 0
-    below: int = 0
-    histogram: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(HISTOGRAM_EDGES) - 1, dtype=np.int64))
-    by_position: Binned = field(default_factory=lambda: Binned(POSITION_EDGES))
-    by_entropy: Binned = field(default_factory=lambda: Binned(ENTROPY_EDGES))
-    ranks: Counter[str] = field(default_factory=Counter)
-    runs: dict[str, Counter[int]] = field(default_factory=lambda: {"a": Counter(), "b": Counter()})
-    vocabulary: dict[str, Token] = field(default_factory=dict)
-    noise_floor: float | None = None
-    _largest: list[tuple[float, int, dict[str, Any]]] = field(default_factory=list)
+    runs: Runs
+    stats: Mapping[str, TokenStats]
+    texts: Mapping[int, str]
+    condition: str | None = None
 
-    def add(self, record: Mapping[str, Any]) -> None:
-        """One result. Nothing is taken of one that has not the measure."""
-        columns = columns_of(record)
-        if self.measure not in columns:
-            return
-        values = _array(columns[self.measure])
-        if not values.size:
-            return
-        self.results += 1
-        self.tokens += values.size
-        self.infinite += int(np.isinf(values).sum())
-        finite = values[np.isfinite(values)]
-        self.below += int((finite < HISTOGRAM_EDGES[0]).sum())
-        self.histogram += np.histogram(np.minimum(finite, HISTOGRAM_EDGES[-1]), HISTOGRAM_EDGES)[0]
-        self.by_position.add(np.arange(values.size) / values.size, values)
-        if "entropy_a" in columns:
-            self.by_entropy.add(_array(columns["entropy_a"]), values)
-        self._rank(record, columns)
-        for lead, group in groupby(str(record.get("leads", ""))):
-            self.runs[lead][sum(1 for _ in group)] += 1
-        self._name(record, values)
-        floor = record.get("noise_floor", {}).get("pass_shape", {}).get(self.measure)
-        if floor is not None:
-            self.noise_floor = max(floor, self.noise_floor or 0.0)
-
-    def largest(self) -> list[dict[str, Any]]:
-        """The places where the models were furthest apart, the furthest first."""
-        return [place for _, _, place in sorted(self._largest, key=lambda each: (-each[0], -each[1]))]
-
-    def shifts(self) -> dict[str, float]:
-        """Shares of tokens at which B's best is A's best, its second or third, or worse (URIAL, section 2)."""
-        total = sum(self.ranks.values())
-        return {name: self.ranks[name] / total for name in _RANKS} if total else {}
-
-    def _rank(self, record: Mapping[str, Any], columns: Mapping[str, Sequence[float | None]]) -> None:
-        if "rank_of_b_in_a" in columns:
-            ranks = _array(columns["rank_of_b_in_a"])
-            counts = (ranks <= 1).sum(), ((ranks > 1) & (ranks <= 3)).sum(), (ranks > 3).sum()
-            self.ranks.update(dict(zip(_RANKS, map(int, counts), strict=True)))
-        elif shifts := (record.get("summary") or {}).get("shifts"):
-            positions = record["summary"]["positions"]
-            self.ranks.update({name: round(positions * shifts[name]["value"]) for name in _RANKS})
-
-    def _name(self, record: Mapping[str, Any], values: Column) -> None:
-        texts = record.get("tokens") or []
-        if len(texts) != values.size:
-            return
-        for text, value in zip(texts, values.tolist(), strict=True):
-            if math.isfinite(value):
-                token = self.vocabulary.setdefault(text, Token())
-                token.count += 1
-                token.total += value
-                token.largest = max(token.largest, value)
-        for at in np.argsort(-values, kind="stable")[:_LARGEST].tolist():
-            value = float(values[at])
-            if len(self._largest) == _LARGEST and value <= self._largest[0][0]:
-                break
-            place = {"id": str(record["id"]), "sample": int(record.get("sample", 0)), "position": at}
-            place |= {"token": texts[at], "before": "".join(texts[max(0, at - 8) : at]), "value": value}
-            entry = (value, -(self.tokens + at), place)  # of equals the first in the file
-            push = heapq.heappush if len(self._largest) < _LARGEST else heapq.heappushpop
-            push(self._largest, entry)
+    def measured(self) -> list[tuple[Part, TokenStats, str]]:
+        """Parts with a divergence per token and its name: the wanted one, divergence runs, A, B, what was switched."""
+        wanted = None if self.condition is None else self.runs.named(self.condition)
+        order = ("divergence", "a", "b", "sample", "switched", "control")
+        parts = sorted(self.runs.parts, key=lambda part: (part is not wanted, order.index(part.role)))
+        found = [(part, self.stats[part.label]) for part in parts]
+        return [
+            (part, stats, stats.measure) for part, stats in found if stats.measure and stats.by_position.counts.any()
+        ]
 
 
-def columns_of(record: Mapping[str, Any]) -> dict[str, Sequence[float | None]]:
-    """Every measure a result has a value of at each token, by name."""
-    found = dict(record.get("values") or {}) | dict(record.get("signals") or {})
-    if record.get("divergences"):
-        found[str(record.get("measure", "js"))] = record["divergences"]
-    return found
+def histogram(atlas: Atlas) -> Section:
+    """Shares of tokens on a log axis."""
+    section = Section("divergence", "How far the models are apart")
+    measured = atlas.measured()
+    series = [
+        (f"{part.label}: {name}", each, part) for part, stats, _ in measured for name, each in stats.histograms.items()
+    ]
+    series.sort(key=lambda each: not each[0].endswith(": js"))
+    if not series:
+        section.missing = _NO_VALUES
+        return section
+    shown = series[:SERIES_SHOWN]
+    floors = {
+        f"{name}, {kind.replace('_', ' ')}": value
+        for _, stats, _ in measured
+        for kind, measures in stats.noise_floor.items()
+        for name, value in measures.items()
+        if any(label.endswith(f": {name}") for label, _, _ in shown)
+    }
+    units = sorted({part.units for _, _, part in shown})
+    draw = figures.divergences([each[:2] for each in shown], floors, " or ".join(units))
+    section.figure = drawn(draw, size=(7.0, 1.0 + 1.45 * len(shown)), rows=len(shown))
+    section.alt = "shares of tokens by divergence on a log axis; the table below has the counts"
+    if not floors:
+        section.says.append("The noise floor of arithmetic is not known: no run here recorded one.")
+    if len(series) > len(shown):
+        section.says.append(f"The figure shows {len(shown)} of {len(series)} series; the tables have all.")
+    _histogram_tables(section, series)
+    return section
 
 
-def _array(values: Sequence[float | None]) -> Column:
-    return np.array([math.inf if value is None else value for value in values], dtype=np.float64)
+def _histogram_tables(section: Section, series: list[tuple[str, Histogram, Part]]) -> None:
+    summary = Table(["series", "tokens", "mean", "at most 0.001, %", "at most 0.01, %", "at most 0.1, %", "infinite"])
+    bins = Table(["series", "from", "to", "tokens"])
+    for label, each, _ in series:
+        shares = [100 * each.at_most(limit) for limit in (0.001, 0.01, 0.1)]
+        summary.rows.append([label, each.total, each.mean, *shares, each.infinite])
+        bins.rows += [[label, None, 0.0, each.negative]] if each.negative else []
+        bins.rows += [[label, 0.0, float(EDGES[0]), each.below]] if each.below else []
+        bins.rows += [
+            [label, float(low), float(high), int(count)]
+            for low, high, count in zip(EDGES, EDGES[1:], each.counts, strict=False)
+            if count
+        ]
+    section.tables.append(
+        ("divergence", "Means over finite values; shares up to the width of a bin (a third).", summary)
+    )
+    section.tables.append(("divergence-histogram", "Tokens in each bin that has any.", bins))
+
+
+def positions(atlas: Atlas) -> Section:
+    """Mean divergence by place in the text."""
+    section = Section("position", "Divergence by place in the text")
+    measured = atlas.measured()
+    if not measured:
+        section.missing = _NO_VALUES
+        return section
+    measure = measured[0][2]
+    same = [(part.label, stats.by_position) for part, stats, name in measured if name == measure]
+    shown = same[:SERIES_SHOWN]
+    if len(same) > len(shown):
+        section.says.append(f"The figure shows {len(shown)} of {len(same)} series; the table has all.")
+    section.figure = drawn(figures.by_position(shown, measure), size=(6.6, 4.0))
+    section.alt = f"mean {measure} by relative position; the table below has the numbers"
+    table = Table(["series", "measure", "from, %", "to, %", "tokens", "mean", "standard error"])
+    width = 100 / POSITIONS
+    for part, stats, name in measured:
+        means = zip(stats.by_position.counts, stats.by_position.mean(), stats.by_position.stderr(), strict=True)
+        table.rows += [
+            [part.label, name, round(i * width, 6), round((i + 1) * width, 6), int(count), float(mean), float(error)]
+            for i, (count, mean, error) in enumerate(means)
+        ]
+    section.tables.append(
+        ("position", "Errors take the tokens of a text as one cluster; bands are 1.96 of them.", table)
+    )
+    return section
+
+
+def entropy(atlas: Atlas) -> Section:
+    """Divergence against A's entropy, of the first part that has both."""
+    section = Section("entropy", "Divergence against the entropy of A")
+    found = [each for each in atlas.measured() if each[1].plane.any()]
+    if not found:
+        section.missing = (
+            "No run here has the entropy of A: rl-onoff divergence --measure js --measure entropy_a, or "
+            "rl-onoff switch --record entropy_a."
+        )
+        return section
+    part, stats, measure = found[0]
+    if len(found) > 1:
+        section.says.append(f"The figure is of {part.label}; the table has all {len(found)} series.")
+    section.figure = drawn(figures.by_entropy(stats, measure, part.units), size=(8.6, 3.8), columns=2)
+    section.alt = (
+        f"{measure} of every token against the entropy of A, and its mean by entropy; numbers in the table below"
+    )
+    table = Table(["series", "measure", "entropy from", "to", "tokens", "mean", "standard error"])
+    for each, one, name in found:
+        means = zip(one.by_entropy.counts, one.by_entropy.mean(), one.by_entropy.stderr(), strict=True)
+        table.rows += [
+            [each.label, name, float(ENTROPIES[i]), float(ENTROPIES[i + 1]), int(count), float(mean), float(error)]
+            for i, (count, mean, error) in enumerate(means)
+            if count
+        ]
+    section.tables.append(("entropy", "Mean divergence by bins of entropy.", table))
+    return section
+
+
+def shifted(atlas: Atlas) -> Section:
+    """Shares of unshifted, marginal and shifted tokens."""
+    section = Section("shifts", "Unshifted, marginal and shifted tokens")
+    found = [
+        (part.label, stats.shifts)
+        for part in atlas.runs.parts
+        if (stats := atlas.stats[part.label]).shifts.counts.any()
+    ]
+    if not found:
+        section.missing = "No run here tells them: rl-onoff divergence does, and switch with --record rank_of_b_in_a."
+        return section
+    section.says.append("B's most likely token is A's first (unshifted), second or third (marginal), or further down.")
+    section.figure = drawn(figures.shifts(found), size=(6.6, 1.5 + 0.35 * len(found)))
+    section.alt = "shares of tokens by the rank in A of B's most likely token; the table below has the numbers"
+    table = Table(["series", "class", "share", "standard error", "tokens"])
+    for label, means in found:
+        rows = zip(SHIFTS, means.mean(), means.stderr(), strict=True)
+        table.rows += [[label, name, float(share), float(error), int(means.counts[0])] for name, share, error in rows]
+    section.tables.append(("shifts", "URIAL's classes (Lin et al. 2024, section 2); errors by text.", table))
+    return section
+
+
+def top_tokens(atlas: Atlas) -> Section:
+    """Which tokens have most of the divergence, and the places where it is largest."""
+    section = Section("tokens", "Tokens with most divergence")
+    measured = atlas.measured()
+    if not measured:
+        section.missing = _NO_VALUES
+        return section
+    part, stats, measure = measured[0]
+    total = sum(each[1] for each in stats.by_token.values())
+    top = stats.top_tokens()
+
+    def text(number: int) -> str:
+        return _visible(atlas.texts[number]) if number in atlas.texts else f"‹{number}›"
+
+    if total > 0:
+        drawn_rows = [(text(number), n * mean / total) for number, n, mean, _ in top[:_TOKENS_DRAWN]]
+        section.figure = drawn(figures.top_tokens(drawn_rows, measure), size=(5.6, 0.9 + 0.24 * len(drawn_rows)))
+        section.alt = f"tokens by their share of all {measure}; the table below has the numbers"
+    section.says.append(f"Of {part.label}. ␣ and ↵ stand for what cannot be seen.")
+    if any(number not in atlas.texts for number, *_ in top):
+        section.says.append("‹n› is a token id: no run here told its text; a divergence run over the same texts does.")
+    table = Table(["token", "id", "how often", f"mean {measure}", "largest", "share of all"])
+    table.rows = [
+        [text(number), number, n, mean, most, n * mean / total if total else None] for number, n, mean, most in top
+    ]
+    section.tables.append(("tokens", f"The {len(top)} tokens with the largest sums of {measure}.", table))
+    places = Table(["problem", "sample", "position", measure, "after", "token"])
+    places.rows = [
+        [each.id, each.sample, each.position, each.value, plain(each.before), _visible(each.token)]
+        for each in stats.top_places()
+    ]
+    section.tables.append(("places", f"The {len(places.rows)} places with the largest {measure}.", places))
+    return section
+
+
+def _visible(token: str) -> str:
+    """A token's text, with the spaces at its ends."""
+    inside = token.strip(" ")
+    ends = len(token) - len(token.lstrip(" ")) if inside else len(token)
+    return plain("␣" * ends + inside + "␣" * (len(token) - ends - len(inside))) or "∅"
+
+
+def run_lengths(atlas: Atlas) -> Section:
+    """How long B leads once it does."""
+    section = Section("run-lengths", "How long B leads in a row")
+    parts = [part for part in atlas.runs.of("switched", "control") if atlas.stats[part.label].runs["b"]]
+    if not parts:
+        section.missing = "No switched run here has a token of B's."
+        return section
+    series = [(part.label, atlas.stats[part.label].runs["b"]) for part in parts]
+    shown = series[:SERIES_SHOWN]
+    if len(series) > len(shown):
+        section.says.append(f"The figure shows {len(shown)} of {len(series)} conditions; the table has all.")
+    section.figure = drawn(figures.run_lengths(shown), size=(6.6, 4.2))
+    section.alt = "share of B's runs that are at least so long; the table below has the numbers"
+    table = Table(["condition", "model", "runs", "mean length", "median", "longest", "cut off by the end"])
+    for part in parts:
+        stats = atlas.stats[part.label]
+        for lead in ("b", "a"):
+            lengths = np.repeat(list(stats.runs[lead].keys()), list(stats.runs[lead].values()))
+            if lengths.size:
+                row = [float(lengths.mean()), float(np.median(lengths)), int(lengths.max())]
+                table.rows.append(
+                    [part.label, lead.upper(), int(lengths.size), *row, stats.cut if lead == "b" else None]
+                )
+    section.tables.append(("run-lengths", "Runs of tokens one model leads in a row.", table))
+    return section

@@ -1,50 +1,162 @@
-"""What switching changed: which problems turned right or wrong, against A alone and B alone."""
+"""How well the texts of a part did: accuracies, pass@k, flips, and the share of tokens that B wrote."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
-from rl_onoff.metrics import find
+import numpy as np
+
+from rl_onoff.errors import InvalidField, MissingDependency
+from rl_onoff.metrics import find, pass_at_k
+from rl_onoff.metrics.bootstrap import Estimate, bootstrap, mean_of
 from rl_onoff.metrics.registry import MODEL_METRICS
 
-Key = tuple[str, int]
+#: Seed of the run and number of the sample: generations of one noise have the same in every part.
+Sample = tuple[int, int]
+_DIGITS: Final = re.compile(r"(\d+)")
 
 
-def binary_metric(names: Iterable[str]) -> str | None:
-    """The first of these that is right or wrong."""
-    return next((name for name in names if name not in MODEL_METRICS and find(name).binary), None)
+@dataclass
+class Outcomes:
+    """Scores and counts of tokens by problem: a few numbers per text, never the text.
 
-
-def outcomes(records: Iterable[Mapping[str, Any]], metric: str) -> dict[Key, bool]:
-    """Right or wrong, by problem and sample."""
-    return {
-        (str(record["id"]), int(record.get("sample", 0))): record["metrics"][metric] == 1.0
-        for record in records
-        if record.get("metrics", {}).get(metric) is not None
-    }
-
-
-@dataclass(frozen=True, slots=True)
-class Flips:
-    """Samples that all of A alone, B alone and the switched run have, by who was right.
-
-    `counts` by (A right, B right, switched right); `rescued`: A wrong, switched right; `broken`: A right, switched
-    wrong.
+    `scores[metric][problem][sample]`; `written[problem]`: tokens of B, of both. `finished`: texts by why they ended.
     """
 
-    counts: Counter[tuple[bool, bool, bool]] = field(default_factory=Counter)
-    rescued: list[Key] = field(default_factory=list)
-    broken: list[Key] = field(default_factory=list)
+    scores: dict[str, dict[str, dict[Sample, float]]] = field(default_factory=dict)
+    written: dict[str, list[int]] = field(default_factory=dict)
+    finished: dict[str, int] = field(default_factory=dict)
+    texts: int = 0
+
+    def add(self, seed: int, record: Mapping[str, Any]) -> None:
+        """One text."""
+        problem = str(record["id"])
+        self.texts += 1
+        tokens = self.written.setdefault(problem, [0, 0])
+        tokens[0] += str(record.get("leads") or "").count("b")
+        tokens[1] += len(record.get("token_ids") or ())
+        reason = str(record.get("finish_reason") or "unknown")
+        self.finished[reason] = self.finished.get(reason, 0) + 1
+        for name, value in (record.get("metrics") or {}).items():
+            if isinstance(value, int | float):
+                sample = (seed, int(record.get("sample") or 0))
+                self.scores.setdefault(name, {}).setdefault(problem, {})[sample] = float(value)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens written by either model."""
+        return sum(both for _, both in self.written.values())
+
+    def share(self) -> Estimate | None:
+        """Of B's tokens among all, with the interval over problems."""
+        sums = np.array([self.written[problem] for problem in sorted(self.written)], dtype=np.float64)
+        if not sums.size or not sums[:, 1].sum():
+            return None
+        with np.errstate(invalid="ignore"):
+            return bootstrap(sums, lambda each: each[..., 0] / each[..., 1])
+
+    def mean(self, metric: str) -> Estimate | None:
+        """The mean over samples, with the interval over problems: as `summary.json` has it."""
+        problems = self.scores.get(metric)
+        if not problems:
+            return None
+        sums = np.array([[sum(problems[each].values()), len(problems[each])] for each in sorted(problems)])
+        return bootstrap(sums, lambda each: each[..., 0] / each[..., 1])
+
+    def pass_at_k(self, metric: str) -> dict[int, Estimate]:
+        """pass@k for k = 1, 2, 4, ... as far as every problem has samples (Chen et al., arXiv 2107.03374)."""
+        problems = self.scores.get(metric)
+        if not problems:
+            return {}
+        groups = [list(problems[each].values()) for each in sorted(problems)]
+        most = min(map(len, groups))
+        counts = [(len(group), sum(value == 1.0 for value in group)) for group in groups]
+        ks = [2**power for power in range(most.bit_length())]
+        return {k: mean_of([pass_at_k(n, correct, k) for n, correct in counts]) for k in ks}
 
 
-def flips(a: Mapping[Key, bool], b: Mapping[Key, bool], switched: Mapping[Key, bool]) -> Flips:
-    """Compare by problem and sample: equal samples have equal noise."""
-    found = Flips()
-    for key in sorted(a.keys() & b.keys() & switched.keys()):
-        found.counts[a[key], b[key], switched[key]] += 1
-        if a[key] != switched[key]:
-            (found.rescued if switched[key] else found.broken).append(key)
-    return found
+@dataclass(frozen=True)
+class Problem:
+    """Right samples of one problem: under A, B and switched, of `samples` that all three have."""
+
+    id: str
+    a: int
+    b: int
+    switched: int
+    samples: int
+    gained: int
+    lost: int
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Samples by (A right, B right, switched right), paired by their noise, and the problems they belong to."""
+
+    cells: dict[tuple[bool, bool, bool], int]
+    problems: list[Problem]
+
+    @property
+    def gained(self) -> int:
+        """Wrong under A, right when switched."""
+        return sum(count for (a, _, switched), count in self.cells.items() if switched and not a)
+
+    @property
+    def lost(self) -> int:
+        """Right under A, wrong when switched."""
+        return sum(count for (a, _, switched), count in self.cells.items() if a and not switched)
+
+
+def flips(metric: str, a: Outcomes, b: Outcomes, switched: Outcomes) -> Flips:
+    """Over the samples that all three have; problems that switching changed come first, the most gained before."""
+    cells = {(x, y, z): 0 for x in (False, True) for y in (False, True) for z in (False, True)}
+    problems = []
+    ones, twos, threes = (each.scores.get(metric, {}) for each in (a, b, switched))
+    for problem in sorted(ones.keys() & twos.keys() & threes.keys(), key=natural):
+        shared = ones[problem].keys() & twos[problem].keys() & threes[problem].keys()
+        triples = [
+            (ones[problem][key] == 1.0, twos[problem][key] == 1.0, threes[problem][key] == 1.0) for key in shared
+        ]
+        for triple in triples:
+            cells[triple] += 1
+        if triples:
+            by_a, by_b, by_both = (sum(each) for each in zip(*triples, strict=True))
+            gained = sum(z and not x for x, _, z in triples)
+            lost = sum(x and not z for x, _, z in triples)
+            problems.append(Problem(problem, by_a, by_b, by_both, len(triples), gained, lost))
+    problems.sort(key=lambda each: (-each.gained, -each.lost))  # stable: then by id
+    return Flips(cells, problems)
+
+
+def natural(text: str) -> list[tuple[int, int, str]]:
+    """For sorting: numbers within an id by their value."""
+    return [
+        (0, int(piece), "") if piece.isdecimal() and piece.isascii() else (1, 0, piece)
+        for piece in _DIGITS.split(text[:200])
+        if piece
+    ]
+
+
+def is_binary(metric: str, parts: Mapping[str, Outcomes]) -> bool:
+    """Whether a metric is right or wrong: as it says itself, and where its library is not here by its values."""
+    if metric in MODEL_METRICS:
+        return False
+    try:
+        return find(metric).binary
+    except (MissingDependency, InvalidField):
+        values = [
+            value for each in parts.values() for row in each.scores.get(metric, {}).values() for value in row.values()
+        ]
+        return bool(values) and {0.0, 1.0}.issuperset(values)
+
+
+def is_mean(metric: str) -> bool:
+    """Whether the value over many texts is the mean of their values; not so for BLEU and perplexity."""
+    if metric in MODEL_METRICS:
+        return False
+    try:
+        return find(metric).statistics is None
+    except (MissingDependency, InvalidField):
+        return True
