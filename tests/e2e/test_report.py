@@ -61,7 +61,7 @@ def test_a_sweep_and_a_divergence_run_end_in_a_report(tmp_path: Path) -> None:
     figures = {path.stem for path in (tmp_path / "report" / "figures").glob("*.svg")}
     assert figures >= {"accuracy", "pass-at-k", "divergence", "position", "entropy", "shifts", "tokens", "run-lengths"}
     assert page.count("<svg ") == len(figures)
-    assert "noise floor: js, pass shape" in page
+    assert "noise floor: pass shape" in page
     records = json.loads(page.partition('id="records">')[2].partition("</script>")[0])
     assert {record["condition"] for record in records} == {"A alone", "divergence on=0.1", "B alone"}
     assert all("".join(record["tokens"]).startswith(record["text"]) for record in records)

@@ -335,7 +335,7 @@ def test_divergences_alone_make_a_report_that_says_what_is_missing(tmp_path: Pat
     with RunFolder.open(tmp_path / "d", identity, resume=False) as opened:
         opened.append([item])
     page = write([tmp_path / "d"], tmp_path / "out").read_text()
-    assert "noise floor: js, pass shape" in page
+    assert "noise floor: pass shape" in page
     assert "--measure js --measure entropy_a" in page
     assert "No run has a score" in page
     assert [row["share"] for row in table(tmp_path / "out", "shifts")] == ["0.5", "0.0", "0.5"]

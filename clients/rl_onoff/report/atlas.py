@@ -13,7 +13,7 @@ from rl_onoff.report.page import Section
 from rl_onoff.report.reading import Part, Runs
 from rl_onoff.report.style import drawn, plain
 from rl_onoff.report.tables import Table
-from rl_onoff.report.tokens import EDGES, ENTROPIES, POSITIONS, SHIFTS, Histogram, TokenStats
+from rl_onoff.report.tokens import EDGES, ENTROPIES, POSITIONS, SHIFTS, Histogram, TokenStats, is_divergence
 
 _TOKENS_DRAWN = 15
 _NO_VALUES = "No run here has values per token: those of divergence, switch and sweep do."
@@ -44,36 +44,48 @@ def histogram(atlas: Atlas) -> Section:
     section = Section("divergence", "How far the models are apart")
     measured = atlas.measured()
     series = [
-        (f"{part.label}: {name}", each, part) for part, stats, _ in measured for name, each in stats.histograms.items()
+        (f"{part.label}: {name}", each, part, name)
+        for part, stats, _ in measured
+        for name, each in stats.histograms.items()
     ]
-    series.sort(key=lambda each: not each[0].endswith(": js"))
+    series.sort(key=lambda each: each[3] != "js")
     if not series:
         section.missing = _NO_VALUES
         return section
     shown = series[:SERIES_SHOWN]
-    floors = {
-        f"{name}, {kind.replace('_', ' ')}": value
-        for _, stats, _ in measured
-        for kind, measures in stats.noise_floor.items()
-        for name, value in measures.items()
-        if any(label.endswith(f": {name}") for label, _, _ in shown)
-    }
-    units = sorted({part.units for _, _, part in shown})
-    draw = figures.divergences([each[:2] for each in shown], floors, " or ".join(units))
+    floors = _floors(atlas)
+    units = sorted({part.units for _, _, part, _ in shown})
+    draw = figures.divergences([(*each[:2], floors.get(each[3], {})) for each in shown], " or ".join(units))
     section.figure = drawn(draw, size=(7.0, 1.0 + 1.45 * len(shown)), rows=len(shown))
     section.alt = "shares of tokens by divergence on a log axis; the table below has the counts"
+    section.says += [
+        f"Noise floor of {name}: {', '.join(f'{value:.2g} ({kind})' for kind, value in found.items())}; largest values."
+        for name, found in floors.items()
+    ]
     if not floors:
-        section.says.append("The noise floor of arithmetic is not known: no run here recorded one.")
+        section.says.append("The noise floor is not known: divergence --noise-floor records it.")
     if len(series) > len(shown):
         section.says.append(f"The figure shows {len(shown)} of {len(series)} series; the tables have all.")
-    _histogram_tables(section, series)
+    _histogram_tables(section, [each[:2] for each in series])
     return section
 
 
-def _histogram_tables(section: Section, series: list[tuple[str, Histogram, Part]]) -> None:
+def _floors(atlas: Atlas) -> dict[str, dict[str, float]]:
+    """The largest noise floor that any part told of, by measure and by what it is of."""
+    found: dict[str, dict[str, float]] = {}
+    for stats in atlas.stats.values():
+        for kind, measures in stats.noise_floor.items():
+            for name, value in measures.items():
+                if value > 0 and is_divergence(name):
+                    kept = found.setdefault(name, {})
+                    kept[kind.replace("_", " ")] = max(value, kept.get(kind.replace("_", " "), 0.0))
+    return found
+
+
+def _histogram_tables(section: Section, series: list[tuple[str, Histogram]]) -> None:
     summary = Table(["series", "tokens", "mean", "at most 0.001, %", "at most 0.01, %", "at most 0.1, %", "infinite"])
     bins = Table(["series", "from", "to", "tokens"])
-    for label, each, _ in series:
+    for label, each in series:
         shares = [100 * each.at_most(limit) for limit in (0.001, 0.01, 0.1)]
         summary.rows.append([label, each.total, each.mean, *shares, each.infinite])
         bins.rows += [[label, None, 0.0, each.negative]] if each.negative else []

@@ -13,18 +13,21 @@ from rl_onoff.report.style import DASHES, INK, MARKERS, SERIES, A, B, plain
 from rl_onoff.report.tokens import EDGES, ENTROPIES, POSITIONS, SHIFTS, Array, Histogram, Means, TokenStats
 
 
-def divergences(series: Sequence[tuple[str, Histogram]], floors: Mapping[str, float], unit: str) -> Draw:
-    """The share of tokens in each bin of a log axis, a row per series; the first bin holds all below the axis."""
+def divergences(series: Sequence[tuple[str, Histogram, Mapping[str, float]]], unit: str) -> Draw:
+    """The share of tokens in each bin of a log axis, a row per series; the first bin holds all below the axis.
+
+    A series is its label, its values, and noise floors by what they are of.
+    """
 
     def draw(axes: Sequence[Any]) -> None:
-        rows = [histogram.counts for _, histogram in series]
+        rows = [histogram.counts for _, histogram, _ in series]
         used = np.flatnonzero(np.sum(rows, axis=0))
         low, high = (int(used[0]), int(used[-1]) + 1) if used.size else (0, len(EDGES) - 1)
-        if any(histogram.below for _, histogram in series):
+        if any(histogram.below for _, histogram, _ in series):
             low = 0
-        for value in floors.values():
+        for value in (value for _, _, floors in series for value in floors.values()):
             low = min(low, max(0, int(np.searchsorted(EDGES, value)) - 2))
-        for index, (axis, (label, histogram)) in enumerate(zip(axes, series, strict=True)):
+        for index, (axis, (label, histogram, floors)) in enumerate(zip(axes, series, strict=True)):
             found = histogram.counts.astype(np.float64)
             found[0] += histogram.below
             shares = 100 * found / max(1, histogram.total)
@@ -168,7 +171,7 @@ def run_lengths(series: Sequence[tuple[str, Mapping[int, int]]]) -> Draw:
                 y.append(100 * left / total)
             axis.plot(
                 x, y, color=SERIES[index % len(SERIES)], marker=MARKERS[index % len(MARKERS)], markersize=4,
-                linestyle=DASHES[index % len(DASHES)], linewidth=1.4, label=plain(label),
+                linestyle=DASHES[index % len(DASHES)], linewidth=1.4, label=plain(label), drawstyle="steps-post",
             )  # fmt: skip
         if longest > 40:
             axis.set_xscale("log", base=2)
