@@ -39,6 +39,7 @@ def test_a_sweep_and_a_divergence_run_end_in_a_report(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(STUDY)
     sweep, divergence = tmp_path / "sweep", tmp_path / "divergence"
     with running(tmp_path, {}) as service:
+        service.wait_for(lambda: "serving on" in service.log.read_text(), 120)
         command("sweep", tmp_path / "study.yaml", "-o", sweep, "--url", service.url)
         run = ("divergence", "-d", sweep / "a_alone", "-o", divergence, "--measure", "js", "--measure", "entropy_a")
         command(*run, "--noise-floor", "--url", service.url)

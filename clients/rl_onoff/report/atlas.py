@@ -16,6 +16,7 @@ from rl_onoff.report.tables import Table
 from rl_onoff.report.tokens import EDGES, ENTROPIES, POSITIONS, SHIFTS, Histogram, TokenStats, is_divergence
 
 _TOKENS_DRAWN = 15
+_SHIFTS_DRAWN = 12
 _NO_VALUES = "No run here has values per token: those of divergence, switch and sweep do."
 
 
@@ -154,7 +155,13 @@ def entropy(atlas: Atlas) -> Section:
             for i, (count, mean, error) in enumerate(means)
             if count
         ]
-    section.tables.append(("entropy", "Mean divergence by bins of entropy.", table))
+    section.tables.append(
+        (
+            "entropy",
+            "Mean divergence by bins of entropy; the figure has no mean of a bin with tokens of one text alone.",
+            table,
+        )
+    )
     return section
 
 
@@ -170,7 +177,10 @@ def shifted(atlas: Atlas) -> Section:
         section.missing = "No run here tells them: rl-onoff divergence does, and switch with --record rank_of_b_in_a."
         return section
     section.says.append("B's most likely token is A's first (unshifted), second or third (marginal), or further down.")
-    section.figure = drawn(figures.shifts(found), size=(6.6, 1.5 + 0.35 * len(found)))
+    shown = found[:_SHIFTS_DRAWN]
+    if len(found) > len(shown):
+        section.says.append(f"The figure shows {len(shown)} of {len(found)} series; the table has all.")
+    section.figure = drawn(figures.shifts(shown), size=(6.6, 1.5 + 0.3 * len(shown)))
     section.alt = "shares of tokens by the rank in A of B's most likely token; the table below has the numbers"
     table = Table(["series", "class", "share", "standard error", "tokens"])
     for label, means in found:

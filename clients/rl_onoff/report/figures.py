@@ -62,7 +62,7 @@ def accuracy(panels: Mapping[str, list[Point]], a: Estimate | None, b: Estimate 
         ends += [end for each in (a, b) if each for end in (each.low, each.high)]
         room = max(0.03, 0.08 * (max(ends) - min(ends)))
         for axis in axes:
-            axis.set_ylim(min(ends) - room, max(ends) + 2 * room)
+            axis.set_ylim(min(ends) - 2 * room, max(ends) + 2 * room)
         legend(axes)
 
     return draw

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rl_onoff.report.figures import Draw, legend
+from rl_onoff.report.figures import OTHERS, Draw, legend
 from rl_onoff.report.style import DASHES, INK, MARKERS, SERIES, A, B, plain
 from rl_onoff.report.tokens import EDGES, ENTROPIES, POSITIONS, SHIFTS, Array, Histogram, Means, TokenStats
 
@@ -31,7 +31,7 @@ def divergences(series: Sequence[tuple[str, Histogram, Mapping[str, float]]], un
             found = histogram.counts.astype(np.float64)
             found[0] += histogram.below
             shares = 100 * found / max(1, histogram.total)
-            axis.stairs(shares, EDGES, color=SERIES[index % len(SERIES)], fill=True, alpha=0.75, linewidth=0)
+            axis.stairs(shares, EDGES, color=_colour(label, index), fill=True, alpha=0.75, linewidth=0)
             for turn, (name, value) in enumerate(floors.items()):
                 dash = DASHES[(turn + 1) % len(DASHES)]
                 axis.axvline(value, color=INK, linestyle=dash, linewidth=1.2, label=f"noise floor: {plain(name)}")
@@ -111,10 +111,16 @@ def by_entropy(stats: TokenStats, measure: str, unit: str) -> Draw:
     return draw
 
 
+def _colour(label: str, index: int) -> str:
+    """A and B alone in the colours they have in every figure."""
+    return {"A alone": A, "B alone": B}.get(label[:7]) or OTHERS[index % len(OTHERS)]
+
+
 def _band(axis: Any, x: Array, means: Means, index: int, label: str) -> None:
-    value, error = means.mean(), 1.96 * np.nan_to_num(means.stderr())
-    known = np.isfinite(value)
-    colour = SERIES[index % len(SERIES)]
+    value, error = means.mean(), 1.96 * means.stderr()
+    known = np.isfinite(error) if np.isfinite(error).any() else np.isfinite(value)
+    error = np.nan_to_num(error)
+    colour = _colour(label, index)
     axis.plot(
         x[known], value[known], color=colour, marker=MARKERS[index % len(MARKERS)], markersize=3.5, linewidth=1.4,
         linestyle=DASHES[index % len(DASHES)], label=plain(label),
@@ -170,7 +176,7 @@ def run_lengths(series: Sequence[tuple[str, Mapping[int, int]]]) -> Draw:
                 x.append(length + 1)
                 y.append(100 * left / total)
             axis.plot(
-                x, y, color=SERIES[index % len(SERIES)], marker=MARKERS[index % len(MARKERS)], markersize=4,
+                x, y, color=_colour(label, index), marker=MARKERS[index % len(MARKERS)], markersize=4,
                 linestyle=DASHES[index % len(DASHES)], linewidth=1.4, label=plain(label), drawstyle="steps-post",
             )  # fmt: skip
         if longest > 40:
