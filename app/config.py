@@ -174,6 +174,7 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = Field(default=None, description="keys, one a line, read when the service starts")
     allow_unauthenticated: bool = Field(default=False, description="serve beyond loopback without API keys")
     cache_url: SecretStr | None = Field(default=None, description="redis://, rediss:// or unix://; default: in process")
+    cache_url_file: Path | None = Field(default=None, description="the same, in a file, since it holds a password")
     cache_bytes: int = Field(default=256 << 20, ge=0, description="of the cache in this process; 0: none")
     cache_row_bytes: int = Field(
         default=64 << 20, ge=0, description="whole rows of one item beyond this are not cached"
@@ -222,6 +223,16 @@ class Settings(BaseSettings):
             return self.worker_token_file.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigurationError(f"worker_token_file: {error}") from error
+
+    @property
+    def redis_url(self) -> str | None:
+        """Where the cache is. Raises ConfigurationError where its file cannot be read."""
+        if self.cache_url_file is None:
+            return None if self.cache_url is None else self.cache_url.get_secret_value()
+        try:
+            return self.cache_url_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"cache_url_file: {error}") from error
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:

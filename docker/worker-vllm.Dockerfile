@@ -1,25 +1,29 @@
-# The service with vLLM workers, for machines with NVIDIA GPUs. Two environments in one image, since their pins
-# conflict: the service's own, and vLLM's, as its image brings it, in which the workers run (`python: python3`).
+# syntax=docker/dockerfile:1
+# A worker on vLLM, for machines with NVIDIA GPUs, started by the service through its agent. What vLLM's own image brings
+# is left as it is; added is what a worker needs besides.
 #
-#   docker build -f docker/worker-vllm.Dockerfile -t rl-onoff-vllm .
-#   docker run --gpus all --ipc host -p 127.0.0.1:8000:8000 -v /models:/models -v ./models.yaml:/etc/rl-onoff.yaml:ro rl-onoff-vllm
+#   docker build -f docker/worker-vllm.Dockerfile -t rl-onoff-worker-vllm .
 ARG VLLM=v0.32.0
+ARG PYTHON=3.11.13-slim-bookworm
+
+FROM python:${PYTHON} AS wheel
+COPY pyproject.toml README.md LICENSE /build/
+COPY clients /build/clients
+RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels /build
+
 FROM vllm/vllm-openai:${VLLM}
-
+COPY --from=wheel /wheels /wheels
+RUN groupadd --gid 10001 onoff && useradd --uid 10001 --gid 10001 --create-home onoff \
+    && install --directory --owner 10001 --group 10001 /cache \
+    && python3 -m pip install --no-cache-dir 'aiohttp>=3.11,<4' 'msgspec>=0.19' 'numba>=0.61' 'array-api-compat>=1.11' \
+        'httpx>=0.28,<1' 'httpx-sse>=0.4.2,<0.5' 'rich>=13.9' 'typer>=0.20' \
+    && python3 -m pip install --no-cache-dir --no-deps --no-index /wheels/*.whl
 WORKDIR /opt/rl-onoff
-COPY pyproject.toml README.md LICENSE ./
-COPY clients clients
-COPY app app
 COPY workers workers
-COPY demo demo
-
-RUN python3 -m pip install --no-cache-dir 'aiohttp>=3.11,<4' 'msgspec>=0.19' 'numba>=0.61' 'array-api-compat>=1.11' \
-        'httpx-sse>=0.4.2,<0.5' 'rich>=13.9' 'typer>=0.20' \
-    && python3 -m pip install --no-cache-dir --no-deps --editable . \
-    && python3 -m venv /opt/service \
-    && /opt/service/bin/pip install --no-cache-dir --editable '.[server]'
-
-# Inside a container the loopback address reaches nobody. Whoever publishes the port decides who does.
-ENV RL_ONOFF_HOST=0.0.0.0 RL_ONOFF_ALLOW_UNAUTHENTICATED=1 RL_ONOFF_CONFIG=/etc/rl-onoff.yaml
-EXPOSE 8000
-ENTRYPOINT ["/opt/service/bin/rl-onoff", "serve"]
+ENV PYTHONPATH=/opt/rl-onoff PYTHONDONTWRITEBYTECODE=1 \
+    HF_HOME=/cache/huggingface NUMBA_CACHE_DIR=/tmp/numba
+USER 10001:10001
+EXPOSE 9000 9001
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
+    CMD ["python3", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:9000/health', timeout=4)"]
+ENTRYPOINT ["python3", "-m", "workers.agent", "--host", "0.0.0.0", "--port", "9000", "--worker-port", "9001"]

@@ -40,9 +40,9 @@ class Cache:
         self.store: Store | None = None
         self._namespace = settings.cache_namespace
         self._row_bytes = settings.cache_row_bytes
-        if settings.cache_url is not None:
+        if (url := settings.redis_url) is not None:
             self.store = RedisStore(
-                settings.cache_url.get_secret_value(),
+                url,
                 timeout=settings.cache_timeout,
                 ttl=settings.cache_ttl,
                 counters=counters,
