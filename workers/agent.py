@@ -18,6 +18,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +90,14 @@ class Agent:
         logger.info("the worker of pair %s is process %d", spec.worker.pair, worker.pid)
         ended = asyncio.create_task(worker.wait())
         try:
-            told = False
+            told, beaten = False, time.monotonic()
             while not ended.done():
                 await asyncio.wait({ended}, timeout=BEAT_SECONDS if told else _POLL_SECONDS)
                 if not told and worker.address is not None:
                     told = True
                     await _tell(response, {"address": worker.address})
-                elif told:
+                elif told or time.monotonic() - beaten >= BEAT_SECONDS:  # while it loads, too: that can take minutes
+                    beaten = time.monotonic()
                     await _tell(response, {})
             if worker.problem is not None:
                 await _tell(response, worker.problem)
