@@ -14,8 +14,18 @@ from pathlib import Path
 from rl_onoff import AsyncClient
 from rl_onoff.data import Reader, open_source
 from rl_onoff.metrics import metric
-from rl_onoff.runs import RunFolder, Sample, SwitchTask, execute, identity, read_results, summarise
-from rl_onoff.runs.attribution import Attribution, SwitchedRun, summarise_attribution
+from rl_onoff.runs import (
+    Attribution,
+    RunFolder,
+    Sample,
+    SwitchedRun,
+    SwitchTask,
+    execute,
+    identity,
+    read_results,
+    summarise,
+    summarise_attribution,
+)
 
 URL = os.environ.get("RL_ONOFF_URL", "http://127.0.0.1:8000")
 ROWS = int(os.environ.get("ROWS", "20"))

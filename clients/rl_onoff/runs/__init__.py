@@ -13,21 +13,25 @@ A run folder holds `manifest.json` (what was asked of which models over which da
 and sample, appended whole) and, once done, `summary.json`.
 """
 
+from rl_onoff.runs.attribution import Attribution, SwitchedRun, summarise_attribution
 from rl_onoff.runs.folder import RunFolder, read_results
 from rl_onoff.runs.loop import Progress, execute, identity
 from rl_onoff.runs.summary import summarise
 from rl_onoff.runs.tasks import Distributions, Divergence, Sample, SwitchTask, Task
 
 __all__ = [
+    "Attribution",
     "Distributions",
     "Divergence",
     "Progress",
     "RunFolder",
     "Sample",
     "SwitchTask",
+    "SwitchedRun",
     "Task",
     "execute",
     "identity",
     "read_results",
     "summarise",
+    "summarise_attribution",
 ]

@@ -148,6 +148,8 @@ class Attribution(Scored, Task):
         written = of_record(row.record)
         if written.ends is None:
             raise DataError(f"{row.where}: written by an older version, which kept too little of it")
+        if "reference" in self._needs() and row.reference is None:
+            raise DataError(f"{row.where} has no reference, which one of {', '.join(self.metrics)} needs")
         (before,) = await self._scores([row.record["text"]], row)
         takeovers = dict(row.undone(self.most))
         return [await self._undo(client, row, written, number, takeovers[number], before) for number in sorted(missing)]
