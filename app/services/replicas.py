@@ -139,7 +139,7 @@ class Replicas:
     def _least_loaded(self, like: PairInfo | None = None) -> LoadedPair | None:
         """Of those that answer (with the models of `like`); the one that waited longest among equals.
 
-        One that missed its last heartbeat comes after all that did not: nobody knows yet what ails it.
+        One that missed heartbeats in a row comes after all that did not: nobody knows yet what ails it.
         """
         found = [pair for worker in self.workers if (pair := worker.answering) is not None]
         if like is not None:

@@ -34,6 +34,8 @@ State = Literal["starting", "ready", "lost", "failed"]
 
 _POLL_SECONDS = 0.05
 _HEARTBEAT_SECONDS = 0.5
+#: Heartbeats missed in a row that make others of its pair be preferred; one may be missed where a machine is busy.
+_SILENT_AFTER = 3
 #: Pauses before the first, second, ... restart; the last for all that follow.
 _BACKOFF = (0.0, 0.5, 1.0, 2.0)
 _DEATHS_WINDOW = 600.0
@@ -107,7 +109,7 @@ class PairWorker:
         self._deaths: deque[float] = deque()
         self._state: State = "starting"
         self._loaded: LoadedPair | None = None
-        self._silent = False
+        self._missed = 0
         self._process: LocalWorker | None = None
         self.first_ready = asyncio.Event()
         #: Held by the job that is tried, of those that may be what kills workers.
@@ -125,8 +127,8 @@ class PairWorker:
 
     @property
     def order(self) -> tuple[bool, int, int]:
-        """The lower, the sooner a job is given to it: whether it missed its last heartbeat, its jobs, its last turn."""
-        return self._silent, self.outstanding, self.turn
+        """The lower, the sooner it gets a job: whether it missed heartbeats in a row, its jobs, its last turn."""
+        return self._missed >= _SILENT_AFTER, self.outstanding, self.turn
 
     @property
     def _name(self) -> str:
@@ -190,7 +192,7 @@ class PairWorker:
         process = self._process = await LocalWorker.start(begin.spec, begin.command, begin.environment)
         ended = asyncio.create_task(process.wait())
         link = None
-        self._silent = False
+        self._missed = 0
         try:
             address = begin.socket or await self._told(process, ended)
             if address is not None:
@@ -240,7 +242,7 @@ class PairWorker:
                     link.lost.clear()
             except WorkerUnavailable:
                 health = None
-            self._silent = health is None
+            self._missed = 0 if health is not None else self._missed + 1
             now = time.monotonic()
             if health is not None and (health.steps != steps or not health.active):
                 steps, stuck_since = health.steps, None

@@ -75,7 +75,7 @@ def test_a_job_that_fails_is_in_hand_no_longer(replicas: Replicas) -> None:
     assert replicas.workers[0].outstanding == 0
 
 
-def test_one_that_missed_a_heartbeat_comes_last(replicas: Replicas) -> None:
+def test_one_that_is_silent_comes_last(replicas: Replicas) -> None:
     cast(Any, replicas.workers[0]).silent = True
     with replicas.in_hand(replicas.workers[1]), replicas.in_hand(replicas.workers[2]):
         assert chosen(replicas) != "0"
