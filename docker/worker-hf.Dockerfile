@@ -1,15 +1,15 @@
 # syntax=docker/dockerfile:1
 # A worker on Hugging Face transformers, started by the service through its agent. torch's CPU build, or on a GPU
-# machine the CUDA build that is PyPI's:
+# machine the CUDA build, which is what the package index itself has:
 #
-#   docker build -f docker/worker-hf.Dockerfile --build-arg TORCH_INDEX=https://pypi.org/simple -t rl-onoff-worker-hf .
+#   docker build -f docker/worker-hf.Dockerfile --build-arg TORCH_INDEX= -t rl-onoff-worker-hf .
 ARG PYTHON=3.11.13-slim-bookworm
 
 FROM python:${PYTHON} AS dependencies
 ARG TORCH=torch==2.13.0
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN python -m venv /opt/venv \
-    && /opt/venv/bin/python -m pip install --no-cache-dir --index-url "${TORCH_INDEX}" "${TORCH}"
+    && /opt/venv/bin/python -m pip install --no-cache-dir ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} "${TORCH}"
 COPY docker/worker-hf.txt /build/requirements.txt
 RUN /opt/venv/bin/python -m pip install --no-cache-dir --requirement /build/requirements.txt
 
