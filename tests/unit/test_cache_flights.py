@@ -22,6 +22,8 @@ from workers.wire import Array, Done, Frame, ModelInfo, PairInfo, Rows, Score, U
 V = 100
 CHUNK = 10
 CHUNK_BYTES = CHUNK * (4 * V + 4 + 8)
+#: Of a gate through which nothing here goes: it stands before what these tests replace.
+TICKET: Any = None
 JOB = Score("a", list(range(1, 92)), 1)  # 90 positions: nine chunks, six blocks, the last of them short
 
 
@@ -73,7 +75,7 @@ def rows_of(ids: list[int], start: int, columns: int) -> Rows:
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> Model:
     model = Model()
-    monkeypatch.setattr(frames.replay, "run", lambda pair, job: model.run(pair, job))
+    monkeypatch.setattr(frames.replay, "run", lambda pair, job, ticket: model.run(pair, job))
     monkeypatch.setattr(flights, "WINDOW_BYTES", 2 * CHUNK_BYTES)
     return model
 
@@ -85,7 +87,7 @@ def cache(cache_bytes: int = 1 << 20) -> Cache:
 async def values(reader: CachedFrames, job: Score = JOB, pause: float = 0) -> list[float]:
     """The first column, in the order it came."""
     found: list[float] = []
-    async with aclosing(reader.run(Pair(), job)) as answer:  # type: ignore[arg-type]
+    async with aclosing(reader.run(Pair(), job, TICKET)) as answer:  # type: ignore[arg-type]
         async for frame in answer:
             if isinstance(frame, Rows):
                 assert frame.start == len(found)
@@ -111,7 +113,7 @@ async def test_of_equal_requests_one_is_computed_and_the_others_have_its_rows(mo
 
 async def test_who_comes_late_joins_even_without_a_store_that_holds_anything(model: Model) -> None:
     one = cache(cache_bytes=1)  # every block is larger
-    first = aiter(one.open(None).run(Pair(), JOB))  # type: ignore[arg-type]
+    first = aiter(one.open(None).run(Pair(), JOB, TICKET))  # type: ignore[arg-type]
     await anext(first)
     late = asyncio.create_task(values(one.open(None)))
     assert await late == WANT
@@ -132,7 +134,7 @@ async def test_a_smaller_k_is_read_of_a_larger_ones_flight_and_not_the_other_way
 
 async def test_who_began_a_flight_may_leave_it_to_the_others(model: Model) -> None:
     one = cache()
-    first = aiter(one.open(None).run(Pair(), JOB))  # type: ignore[arg-type]
+    first = aiter(one.open(None).run(Pair(), JOB, TICKET))  # type: ignore[arg-type]
     await anext(first)
     other = asyncio.create_task(values(one.open(None)))
     await asyncio.sleep(0.001)
@@ -156,10 +158,10 @@ async def test_with_its_last_reader_a_job_ends(model: Model) -> None:
 
 async def test_a_reader_that_is_slow_neither_waits_others_out_nor_makes_them_hold_its_rows(model: Model) -> None:
     one = cache(cache_bytes=1)  # nothing is found again: the worst case
-    slow = aiter(one.open(None).run(Pair(), JOB))  # type: ignore[arg-type]
+    slow = aiter(one.open(None).run(Pair(), JOB, TICKET))  # type: ignore[arg-type]
     await anext(slow)
     flight = next(iter(one.flights._under_way.values()))
-    quick = aiter(one.open(None).run(Pair(), JOB))  # type: ignore[arg-type]
+    quick = aiter(one.open(None).run(Pair(), JOB, TICKET))  # type: ignore[arg-type]
     sizes = [flight.size async for _ in quick]
     assert model.starts == [0]
     assert max(sizes) <= 3 * CHUNK_BYTES  # the window and the newest
@@ -171,7 +173,7 @@ async def test_a_reader_that_is_slow_neither_waits_others_out_nor_makes_them_hol
 
 async def test_who_fell_behind_finds_the_rest_in_the_store(model: Model) -> None:
     one = cache()
-    slow = aiter(one.open(None).run(Pair(), JOB))  # type: ignore[arg-type]
+    slow = aiter(one.open(None).run(Pair(), JOB, TICKET))  # type: ignore[arg-type]
     await anext(slow)
     assert await values(one.open(None)) == WANT
     rest = [frame async for frame in slow if isinstance(frame, Rows)]
@@ -187,7 +189,7 @@ async def test_a_failure_is_its_starters_and_the_others_try_for_themselves(
     failing = Model(fails_after=None if short else 30, short=short)
     working = Model()
     runs = iter([failing, working])
-    monkeypatch.setattr(frames.replay, "run", lambda pair, job: next(runs).run(pair, job))
+    monkeypatch.setattr(frames.replay, "run", lambda pair, job, ticket: next(runs).run(pair, job))
     one = cache()
     results = await asyncio.gather(*(values(one.open(None)) for _ in range(3)), return_exceptions=True)
     assert isinstance(results[0], InternalError)
