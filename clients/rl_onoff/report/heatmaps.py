@@ -107,7 +107,7 @@ def _text(record: Record) -> str:
     sample = record.get("sample") or 0
     head = f"{record['condition']}{f', sample {sample}' if sample else ''}"
     return (
-        f'<h4>{escape(head)} <span class="muted">{escape("; ".join(facts))}</span></h4>'
+        f'<h3>{escape(head)} <span class="muted">{escape("; ".join(facts))}</span></h3>'
         f'<p class="tokens">{_tokens(record, leads, measure, values)}</p>'
     )
 

@@ -63,7 +63,7 @@ def _section(section: Section) -> str:
     if section.missing:
         parts.append(f'<p class="muted">{escape(section.missing)}</p>')
     if section.figure is not None:
-        parts.append(f"<figure>{inline(section.figure.svg, section.name, section.alt)}</figure>")
+        parts.append(f'<figure tabindex="0">{inline(section.figure.svg, section.name, section.alt)}</figure>')
     parts += [table.html(caption, f"tables/{name}.csv") for name, caption, table in section.tables]
     parts.append(f"{section.html}</section>")
     return "".join(parts)

@@ -52,9 +52,9 @@ class Results:
 
         def rank(part: Part) -> tuple[bool, float, float]:
             outcomes = self.outcomes[part.label]
-            value = outcomes.mean(metric) if metric else None
-            share = outcomes.share()
-            return (part.b_leads, -value.value if value else 0.0, share.value if share else 0.0)
+            scores = [value for row in outcomes.scores.get(metric or "", {}).values() for value in row.values()]
+            by_b = sum(own for own, _ in outcomes.written.values())
+            return (part.b_leads, -sum(scores) / max(1, len(scores)), by_b / max(1, outcomes.tokens))
 
         return min(self.runs.of("switched"), key=rank, default=None)
 
