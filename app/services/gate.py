@@ -30,6 +30,8 @@ from workers.wire import Compare, Generate, Job, Score, SwitchGenerate, SwitchSc
 _SHORTEST_RETRY, _LONGEST_RETRY = 1.0, 30.0
 #: The budget for waiting, where none is configured, in budgets for running: thousands of requests of the usual size.
 QUEUED: Final = 64
+#: Remembered before those who left are looked for.
+_CLIENTS = 64
 #: Jobs at the workers for each sequence they compute: the next is there when one ends.
 AHEAD: Final = 2
 
@@ -90,6 +92,7 @@ class Gate:
         self._reached = 0  # the counter of whom the last turn was given to: where those who stayed are
         self._ended = 0  # cost that ran to its end, or was given up, since the gate was last idle
         self._busy_since = 0.0
+        self._most_clients = _CLIENTS
         self.running = 0  # jobs that have their turn
         self.running_cost = 0
         self.queued = 0  # requests of which something waits
@@ -172,10 +175,13 @@ class Gate:
 
     def _forget(self) -> None:
         """Clients that have nothing waiting, and have not had more than those who stayed."""
-        idle = not self.running and not self.queued
-        for name, client in list(self._clients.items()):
-            if not client.queue and not client.waiting and (idle or client.served <= self._reached):
-                del self._clients[name]
+        if not self.running and not self.queued:
+            self._clients.clear()
+        elif len(self._clients) > self._most_clients:
+            for name, client in list(self._clients.items()):
+                if not client.queue and not client.waiting and client.served <= self._reached:
+                    del self._clients[name]
+            self._most_clients = 2 * len(self._clients) + _CLIENTS
 
 
 class Ticket:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +52,27 @@ async def gauges(http: httpx.AsyncClient) -> dict[str, float]:
     }
 
 
-async def full(http: httpx.AsyncClient) -> None:
-    deadline = time.monotonic() + 5
-    while (found := await gauges(http)).get("queued", 0) < QUEUED:
+@contextmanager
+def paused(service: RunningService) -> Iterator[None]:
+    """Nothing that has its turn ends: what comes now is all there at the same time, however slow this machine is."""
+    (worker,) = service.workers
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(worker, signal.SIGCONT)
+
+
+async def full(http: httpx.AsyncClient, refused: float = 0) -> None:
+    deadline = time.monotonic() + 20
+    while (found := await gauges(http)).get("queued", 0) < QUEUED or found["refused_total"] < refused:
         assert time.monotonic() < deadline, found
         await asyncio.sleep(0.01)
+
+
+def all_there_is_room_for(http: httpx.AsyncClient, **more: Any) -> list[asyncio.Task[httpx.Response]]:
+    body = {**SWITCHED, **more}
+    return [asyncio.create_task(http.post("/switch-generate", json=body)) for _ in range(RUNNING + QUEUED)]
 
 
 async def calm(http: httpx.AsyncClient) -> None:
@@ -77,7 +96,10 @@ async def test_what_there_is_room_for_succeeds_and_the_rest_is_refused(
 ) -> None:
     async with client(overloaded) as http:
         refused_before = (await gauges(http)).get("refused_total", 0)
-        answers = await asyncio.gather(*(http.post(path, json=body) for _ in range(4 * (RUNNING + QUEUED))))
+        with paused(overloaded):
+            asked = [asyncio.create_task(http.post(path, json=body)) for _ in range(4 * (RUNNING + QUEUED))]
+            await full(http, refused=refused_before + 3 * (RUNNING + QUEUED))
+        answers = await asyncio.gather(*asked)
         assert Counter(answer.status_code for answer in answers) == {
             200: RUNNING + QUEUED,
             429: 3 * (RUNNING + QUEUED),
@@ -95,18 +117,18 @@ async def test_what_there_is_room_for_succeeds_and_the_rest_is_refused(
                 assert answer.json()["type"] == "urn:rl-onoff:problem:overloaded"
                 assert answer.json()["retryable"]
         await calm(http)
-        assert (await gauges(http))["refused_total"] - refused_before == 3 * (RUNNING + QUEUED)
 
 
 async def test_a_refusal_comes_at_once(overloaded: RunningService) -> None:
     async with client(overloaded) as http:
-        working = [asyncio.create_task(http.post("/switch-generate", json=SWITCHED)) for _ in range(RUNNING + QUEUED)]
-        await full(http)
         times = []
-        for _ in range(5):
-            begun = time.perf_counter()
-            assert (await http.post("/switch-generate", json={**SWITCHED, "stream": True})).status_code == 429
-            times.append(time.perf_counter() - begun)
+        with paused(overloaded):
+            working = all_there_is_room_for(http)
+            await full(http)
+            for _ in range(5):
+                begun = time.perf_counter()
+                assert (await http.post("/switch-generate", json={**SWITCHED, "stream": True})).status_code == 429
+                times.append(time.perf_counter() - begun)
         assert sorted(times)[2] <= 0.1  # the median: others use this machine too
         assert {(await each).status_code for each in working} == {200}
         await calm(http)
@@ -120,23 +142,26 @@ async def test_a_full_queue_is_nobody_elses(overloaded: RunningService) -> None:
             assert (await http.post("/switch-generate", json=SWITCHED)).status_code == 200
             ended.append(name)
 
-        flooding = [asyncio.create_task(ask(flood, "flood")) for _ in range(RUNNING + QUEUED)]
-        await full(flood)
-        assert (await flood.post("/switch-generate", json=SWITCHED)).status_code == 429
-        await ask(other, "other")
-        await asyncio.gather(*flooding)
+        with paused(overloaded):
+            asked = [asyncio.create_task(ask(flood, "flood")) for _ in range(RUNNING + QUEUED)]
+            await full(flood)
+            assert (await flood.post("/switch-generate", json=SWITCHED)).status_code == 429
+            asked.append(asyncio.create_task(ask(other, "other")))
+            await asyncio.sleep(0.3)
+        await asyncio.gather(*asked)
         assert ended.index("other") <= 2 * RUNNING
         await calm(flood)
 
 
 async def test_who_leaves_the_queue_makes_room(overloaded: RunningService) -> None:
     async with client(overloaded) as http:
-        waiting = [asyncio.create_task(http.post("/switch-generate", json=SWITCHED)) for _ in range(RUNNING + QUEUED)]
-        await full(http)
-        for each in waiting:
-            each.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
-        await calm(http)
+        with paused(overloaded):
+            asked = all_there_is_room_for(http)
+            await full(http)
+            for each in asked:
+                each.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+            await calm(http)
         assert (await http.post("/switch-generate", json=SWITCHED)).status_code == 200
 
 
@@ -154,13 +179,13 @@ async def test_what_the_cache_answers_does_not_wait(overloaded: RunningService) 
     scored = {"items": [{"prompt_ids": [1], "solution_ids": [0, 1, 2]}]}
     async with client(overloaded) as http:
         assert (await http.post("/divergence", json=scored)).status_code == 200
-        working = [asyncio.create_task(http.post("/switch-generate", json=SWITCHED)) for _ in range(RUNNING + QUEUED)]
-        await full(http)
-        cached = await http.post("/divergence", json=scored)
-        assert (cached.status_code, cached.json()["cache"]["computed_rows"]) == (200, 0)
-        assert (
-            await http.post("/divergence", json={"items": [{"prompt_ids": [1], "solution_ids": [0, 0, 2] * 60}]})
-        ).status_code == 429
+        with paused(overloaded):
+            working = all_there_is_room_for(http)
+            await full(http)
+            cached = await http.post("/divergence", json=scored)
+            assert (cached.status_code, cached.json()["cache"]["computed_rows"]) == (200, 0)
+            other = {"items": [{"prompt_ids": [1], "solution_ids": [0, 0, 2] * 60}]}
+            assert (await http.post("/divergence", json=other)).status_code == 429
         await asyncio.gather(*working)
         await calm(http)
 
@@ -168,11 +193,11 @@ async def test_what_the_cache_answers_does_not_wait(overloaded: RunningService) 
 async def test_what_waits_when_the_service_ends_is_told(tmp_path: Path) -> None:
     with service(tmp_path, drain_seconds=0.2) as ending:
         async with client(ending) as http:
-            body = {**SWITCHED, "stream": True}
-            working = [asyncio.create_task(http.post("/switch-generate", json=body)) for _ in range(RUNNING + QUEUED)]
-            await full(http)
-            ending.terminate()
-            for answer in await asyncio.gather(*working):
+            with paused(ending):
+                asked = all_there_is_room_for(http, stream=True)
+                await full(http)
+                ending.terminate()
+            for answer in await asyncio.gather(*asked):
                 assert answer.status_code == 503 or "event: error" in answer.text
                 assert "urn:rl-onoff:problem:shutting-down" in answer.text
         assert ending.exit_code() == 0
