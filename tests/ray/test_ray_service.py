@@ -125,7 +125,7 @@ def test_the_service_outlives_the_head_of_its_cluster(tmp_path: Path, monkeypatc
                 cluster.lose_head()
                 *_, (name, _, problem) = received
             assert (name, problem["type"]) == ("error", "urn:rl-onoff:problem:worker-lost")
-            assert "trying again" in service.log.read_text()
+            service.wait_for(lambda: "trying again" in service.log.read_text())
             assert (http.get("/health").status_code, http.get("/ready").status_code) == (200, 503)
             service.process.kill()
     finally:
