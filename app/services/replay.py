@@ -88,7 +88,7 @@ async def go_on(pair: LoadedPair, job: Job, delivered: Delivered) -> AsyncGenera
                     raise
                 yield Paused()
             if deaths == _SUSPICIOUS:
-                await alone.enter_async_context(pair.worker.suspects)
+                await alone.enter_async_context(pair.worker.replicas.suspects)
             pair = await pair.revived()
             rest = delivered.rest(job, pair.info)
     yield rest

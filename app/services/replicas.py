@@ -41,6 +41,8 @@ class Replicas:
         self._resume_seconds = resume_seconds
         self._limits = limits or Limits()
         self._gate: Gate | None = None
+        #: Held by the job that is tried, of those that may be what kills workers.
+        self.suspects = asyncio.Lock()
         self._turns = itertools.count(1)
         self._reading = asyncio.Lock()
         self._codec: Codec | None = None

@@ -112,8 +112,6 @@ class PairWorker:
         self._missed = 0
         self._process: LocalWorker | None = None
         self.first_ready = asyncio.Event()
-        #: Held by the job that is tried, of those that may be what kills workers.
-        self.suspects = asyncio.Lock()
 
     @property
     def state(self) -> State:

@@ -27,7 +27,7 @@ def tell(*_):
 signal.signal(signal.SIGUSR1, tell)
 sys.exit(serve(load()))
 """
-_START_SECONDS = 30.0
+_START_SECONDS = 90.0
 
 TOKENS = ["a", "b", "c", "d", "é", "<eos>"]
 #: After "a" the two disagree; a third of the vocabulary of one is impossible for the other.
