@@ -21,7 +21,7 @@ from aiohttp.typedefs import Handler
 
 from rl_onoff.errors import ConfigurationError, InternalError, InvalidField, OnOffError, OutOfMemory, WorkerLost
 from workers import floor, generation, lockstep, lookahead, scoring, walk
-from workers.backends.base import ComparesItself, GeneratesItself, LivesElsewhere, Pair
+from workers.backends.base import ComparesItself, GeneratesItself, LivesElsewhere, Pair, SwitchesItself
 from workers.wire import (
     CONTENT_TYPE,
     Compare,
@@ -75,6 +75,8 @@ def answer(pair: Pair, job: Job) -> AsyncIterator[Frame]:
             _check_ids(pair, job.ids, job.max_tokens)
             if job.lookahead == 0:
                 return lockstep.switch_generate(pair, job)
+            if isinstance(pair, SwitchesItself):
+                return pair.switch_generate(job)
             return lookahead.switch_generate(pair, job)
 
 

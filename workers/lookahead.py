@@ -12,14 +12,14 @@ What n costs and brings decides who drafts and how far (`workers.pace`).
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from typing import ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
 from rl_onoff.kinds import parse_policy
-from rl_onoff.policy import PolicyState, Signals, initial_state, step
+from rl_onoff.policy import PolicyState, initial_state
 from workers.backends.base import Pair, both_sequences
+from workers.drafts import walk_draft
 from workers.judge import judge
 from workers.logprobs import Logprobs, of_leaders
 from workers.noise import NoiseFloor
@@ -56,34 +56,23 @@ async def switch_generate(pair: Pair, job: SwitchGenerate) -> AsyncIterator[Fram
             verdict, seconds = await pair.compute(_timed, judge, rows_a, rows_b, positions, job.sampling, measures)
             paces.judged(len(positions), seconds)
 
-            led, leads, doubtful = state.lead, "", 0
-            recorded: dict[str, list[float]] = defaultdict(list)
-            for i, drafted in enumerate(draft.tokens):
-                known = {name: column[i] for name, column in verdict.values.items()}
-                signals = Signals(first + i, job.sampling.seed, known)
-                before, (state, lead) = state, step(policy, state, signals)
-                doubtful += noise.may_turn(policy, before, signals) or noise.may_change(verdict.gap(i, lead))
-                ids.append(verdict.token(i, lead))
-                leads += lead
-                for name, value in verdict.recorded(i, lead).items():
-                    recorded[name].append(value)
-                if ids[-1] != drafted or ids[-1] in eos:
-                    break
-            emitted = ids[first:]
-            survived = ids[-1] == draft.tokens[len(emitted) - 1]
-            pace.breaks.walked(led, drafter, len(emitted), survived)
+            led = state.lead
+            round_ = walk_draft(policy, state, draft.tokens, verdict, first, job.sampling.seed, eos, noise)
+            state, emitted, leads = round_.state, round_.ids, round_.leads
+            ids += emitted
+            pace.breaks.walked(led, drafter, len(emitted), round_.survived)
             usage = Usage(
                 a.forwards,
                 b.forwards,
                 usage.drafted + len(draft.tokens),
-                usage.accepted + len(emitted) - (not survived),
+                usage.accepted + len(emitted) - (not round_.survived),
                 usage.rounds + 1,
-                usage.within_noise + doubtful,
+                usage.within_noise + round_.doubtful,
             )
             told = Logprobs([], [], [])
             if job.logprobs is not None:
                 told = await pair.compute(of_leaders, rows_a, rows_b, leads, emitted, job.logprobs)
-            yield Tokens(emitted, usage, leads, recorded, told.tokens, told.top_ids, told.top_logprobs)
+            yield Tokens(emitted, usage, leads, round_.values, told.tokens, told.top_ids, told.top_logprobs)
             if ids[-1] in eos:
                 yield Done(usage, "stop")
                 return

@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from rl_onoff.errors import WorkerLost
 from rl_onoff.policy import Lead
 from workers.costs import PassCosts
-from workers.wire import Compare, Frame, Generate, ModelInfo, PairInfo, SamplingParams
+from workers.wire import Compare, Frame, Generate, ModelInfo, PairInfo, SamplingParams, SwitchGenerate
 
 Ids = Sequence[int]
 Rows = Any  # float32 [n, V], of numpy or of torch on the backend's device
@@ -132,6 +132,15 @@ class GeneratesItself(Protocol):
     """
 
     def generate(self, job: Generate) -> AsyncIterator[Frame]: ...
+
+
+@runtime_checkable
+class SwitchesItself(Protocol):
+    """A pair whose engine takes over switched generation: the tokens, leads and values of `workers.lockstep`."""
+
+    def switch_generate(self, job: SwitchGenerate) -> AsyncIterator[Frame]:
+        """As `workers.lookahead.switch_generate`."""
+        ...
 
 
 @runtime_checkable

@@ -51,6 +51,7 @@ class SharedPair(VLLMPair):
 
 def load(spec: WorkerSpec) -> VLLMPair:
     """As the backend's own, on engines that may be running already."""
+    from workers.backends.vllm import single
     from workers.backends.vllm.model import VLLMModel
 
     key = msgspec.json.encode(msgspec.structs.replace(spec, sequences=16))
@@ -58,6 +59,13 @@ def load(spec: WorkerSpec) -> VLLMPair:
         release()  # first: the end of one pair takes what the next holds of the process
         _held[key] = _load(msgspec.structs.replace(spec, sequences=16))
     pair = _held[key]
+    if isinstance(pair, single.SinglePair):
+
+        class SharedSinglePair(single.SinglePair):
+            async def close(self) -> None:
+                pass
+
+        return SharedSinglePair(pair.info, pair._driver, pair.a, pair.b, sequences=spec.sequences)
     models = [
         VLLMModel(model._engine, model.info, pair._driver, spec.sequences, model._adapter) for model in (pair.a, pair.b)
     ]

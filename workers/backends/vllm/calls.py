@@ -8,17 +8,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from workers.backends.vllm.extension import Wish
+from workers.backends.vllm.extension import SwitchRound, Wish
 
 Future = asyncio.Future[Any] | concurrent.futures.Future[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """The next tokens of a request; of each, if wished, its log-probability and the most likely ids with theirs."""
+    """The next tokens of a request; of each, if wished, its log-probability and the most likely ids with theirs.
+
+    Of switched generation, what the last pass emitted instead.
+    """
 
     tokens: list[int]
     described: list[tuple[float, list[int], list[float]]]
+    rounds: list[SwitchRound]
 
 
 @dataclass(slots=True, eq=False)

@@ -37,12 +37,18 @@ class Checkpoint:
         return loading.eos_ids(self, self.tokenizer)
 
     @property
-    def cache_bytes_per_token(self) -> int:
+    def cache_width(self) -> str:
+        """Key-value heads and their width."""
         config = self.config.get_text_config()
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        size: int = 2 * config.num_hidden_layers * heads * width * (4 if self.dtype == "float32" else 2)
-        return size
+        return f"{heads} x {width}"
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        heads, width = map(int, self.cache_width.split(" x "))
+        layers: int = self.config.get_text_config().num_hidden_layers
+        return 2 * layers * heads * width * (4 if self.dtype == "float32" else 2)
 
 
 def read(spec: ModelSpec, *, trust_remote_code: bool) -> Checkpoint:

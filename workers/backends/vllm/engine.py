@@ -171,6 +171,7 @@ class Driver:
             return
         params = SamplingParams(
             max_tokens=call.count,
+            min_tokens=2 if call.wish.switch else 0,  # the first is the prompt's last, which may be a stop
             temperature=0.0,
             ignore_eos=True,
             stop_token_ids=list(call.stop),
@@ -211,18 +212,22 @@ class Driver:
             self._costs[id(engine)].observe(sum(call.wanted for call in calls), time.perf_counter() - begin)
 
     def _tell(self, engine: Any, outputs: list[tuple[RequestCall, Any]]) -> list[Settled]:
-        """Hand on the latest tokens of requests that want them at once; those that failed."""
+        """Hand on the latest tokens of requests that want them at once; those that failed, or can go no further."""
         if not outputs:
             return []
         failed: list[Settled] = []
         told: dict[asyncio.AbstractEventLoop, list[tuple[RequestCall, News]]] = {}
         news = engine.collective_rpc("onoff_news", args=([call.request_id for call, _ in outputs],))[0]
-        for (call, output), (described, error) in zip(outputs, news, strict=True):
-            if error is not None:
-                failed.append((call, None, InternalError(error)))
+        for (call, output), latest in zip(outputs, news, strict=True):
+            if latest.error is not None:
+                failed.append((call, None, InternalError(latest.error)))
+            elif latest.cut:
+                failed.append((call, Answer([], None, 0), None))
             elif isinstance(call.future, asyncio.Future):
                 tokens = list(output.outputs[0].token_ids)
-                told.setdefault(call.future.get_loop(), []).append((call, News(tokens, described)))
+                told.setdefault(call.future.get_loop(), []).append(
+                    (call, News(tokens, latest.described, latest.rounds))
+                )
         for loop, entries in told.items():
             if not loop.is_closed():
                 loop.call_soon_threadsafe(_tell_all, entries)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import torch
@@ -22,11 +22,58 @@ from workers.wire import SamplingParams
 KEY = "onoff"
 #: Rows computed from hidden states at a time: what the logits of a long prompt take comes on top of their rows.
 _AT_ONCE = 256
-_NAN = "the model gave NaN instead of probabilities: its numbers overflow in this dtype"
+NAN: Final = "the model gave NaN instead of probabilities: its numbers overflow in this dtype"
+
+
+class Switch(msgspec.Struct, frozen=True):
+    """Switched generation after the request's prompt and one token more, `last`, as `SwitchGenerate` describes it."""
+
+    last: int
+    max_tokens: int
+    sampling: SamplingParams
+    policy: dict[str, Any]
+    measures: list[str]
+    eos: list[int]
+    most: int | None  # tokens judged in a round
+    swapped: bool
+    state: dict[str, Any]
+    logprobs: int | None
+    noise: dict[str, float]
+
+
+class SwitchRound(msgspec.Struct, frozen=True):
+    """What a pass emitted of switched generation; `Tokens` says what the lists are. Passes count from the request's
+    beginning."""
+
+    ids: list[int]
+    leads: str
+    values: dict[str, list[float]]
+    logprobs: list[float]
+    top_ids: list[list[int]]
+    top_logprobs: list[list[float]]
+    drafted: int
+    survived: bool
+    doubtful: int
+    a_passes: int
+    b_passes: int
+
+
+class Latest(msgspec.Struct, frozen=True):
+    """What the last pass brought of a request: its tokens' descriptions or rounds, or what went wrong.
+
+    `cut`: it can go no further as it is, and has to be sent anew with what it has emitted.
+    """
+
+    described: list[tuple[float, list[int], list[float]]]
+    rounds: list[SwitchRound]
+    error: str | None
+    cut: bool
 
 
 class Wish(msgspec.Struct, frozen=True):
     """What a request asks for: rows `start`.. of its prompt, or tokens drawn by `sampling`.
+
+    Of an engine that holds the pair (`drafting`), rows of the target model unless `drafter`, or to `switch`.
 
     The drawn tokens' rows are kept too, unless they go out one by one (`news`): then no more of each row than its
     `describe` most likely.
@@ -37,17 +84,21 @@ class Wish(msgspec.Struct, frozen=True):
     sampling: SamplingParams | None = None
     news: bool = False
     describe: int | None = None
+    drafter: bool = False
+    switch: Switch | None = None
 
 
 @dataclass(slots=True)
-class _Kept:
+class Kept:
     wish: Wish
     passes: int = 0
     prompt: torch.Tensor | None = None  # [len(prompt) - start + 1, V]
     filled: int = 0  # rows of `prompt` computed so far
     drawn: list[torch.Tensor] = field(default_factory=list)
     described: list[tuple[float, list[int], list[float]]] = field(default_factory=list)
+    rounds: list[SwitchRound] = field(default_factory=list)
     error: str | None = None
+    cut: bool = False
 
 
 class Taken(msgspec.Struct, frozen=True):
@@ -65,7 +116,7 @@ class RowsExtension:
 
     def onoff_install(self, vocab_size: int) -> None:
         runner = self.model_runner
-        self._onoff_kept: dict[str, _Kept] = {}
+        self._onoff_kept: dict[str, Kept] = {}
         self._onoff_vocab_size = vocab_size
         runner._sample = self._onoff_sample
         prompt_logprobs: Callable[[Any, dict[str, int]], Any] = runner._get_prompt_logprobs_dict
@@ -89,27 +140,27 @@ class RowsExtension:
                 kept.error = f"only {kept.filled} of {len(rows)} rows were computed"
         return Taken(rows, kept.passes, kept.error)
 
-    def onoff_news(self, request_ids: list[str]) -> list[tuple[list[tuple[float, list[int], list[float]]], str | None]]:
-        """Of each request, what its latest tokens were described as, and what went wrong."""
+    def onoff_news(self, request_ids: list[str]) -> list[Latest]:
+        """Of each request, what the last pass brought."""
         news = []
         for request_id in request_ids:
             kept = self._onoff_kept[request_id]
-            news.append((kept.described, kept.error))
-            kept.described = []
+            news.append(Latest(kept.described, kept.rounds, kept.error, kept.cut))
+            kept.described, kept.rounds = [], []
         return news
 
     def onoff_drop(self, request_ids: list[str]) -> None:
         for request_id in request_ids:
             self._onoff_kept.pop(request_id, None)
 
-    def _onoff_of(self, request_id: str) -> _Kept | None:
+    def _onoff_of(self, request_id: str) -> Kept | None:
         kept = self._onoff_kept.get(request_id)
         if kept is None:
             params = self.model_runner.requests[request_id].sampling_params
             asked = (params.extra_args or {}).get(KEY) if params is not None else None
             if asked is None:
                 return None
-            kept = self._onoff_kept[request_id] = _Kept(msgspec.convert(asked, Wish))
+            kept = self._onoff_kept[request_id] = Kept(msgspec.convert(asked, Wish))
         return kept
 
     def _onoff_rows(self, logits: torch.Tensor, raw: bool = False) -> torch.Tensor:
@@ -131,7 +182,7 @@ class RowsExtension:
                 rows = self._onoff_rows(logits)
             row = rows[i : i + 1]
             if row.isnan().any():
-                kept.error = _NAN
+                kept.error = NAN
                 continue
             tokens[i] = choose(row, kept.wish.sampling, [int(batch.num_tokens_no_spec[i])])[0]
             if not kept.wish.news:
@@ -141,6 +192,10 @@ class RowsExtension:
                 kept.described.append((told.tokens[0], told.top_ids[0], told.top_logprobs[0]))
         drawn = torch.tensor(tokens, dtype=torch.int32, device=logits.device).unsqueeze(-1)
         return SamplerOutput(sampled_token_ids=drawn, logprobs_tensors=None)
+
+    def _onoff_states(self, wish: Wish, index: int, hidden: torch.Tensor) -> tuple[Any, torch.Tensor, int]:
+        """The model whose rows are wished for, its hidden states of this pass, and where those of a request begin."""
+        return self.model_runner.model, hidden, int(self.model_runner.query_start_loc.np[index])
 
     def _onoff_prompts(self, hidden: torch.Tensor, scheduled: dict[str, int]) -> None:
         runner = self.model_runner
@@ -160,12 +215,13 @@ class RowsExtension:
                 continue
             if low - first > kept.filled:
                 kept.error = f"rows from {kept.wish.start + kept.filled} to {low} were taken from the cache"
-            at = int(runner.query_start_loc.np[runner.input_batch.req_id_to_index[request_id]]) - begin
+            model, states, at = self._onoff_states(kept.wish, runner.input_batch.req_id_to_index[request_id], hidden)
+            at -= begin
             for part in range(low, high, _AT_ONCE):
                 end = min(part + _AT_ONCE, high)
-                rows = self._onoff_rows(_logits(runner.model, hidden[at + part : at + end]), kept.wish.logits)
+                rows = self._onoff_rows(_logits(model, states[at + part : at + end]), kept.wish.logits)
                 if rows.amax(-1).isnan().any():
-                    kept.error = _NAN
+                    kept.error = NAN
                 if len(rows) == length - first:  # all there are: nothing to put together
                     kept.prompt = rows
                     continue

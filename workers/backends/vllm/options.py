@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -40,6 +40,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine_a and engine_b: for one of them, over those. `gpu_memory_utilization` is each engine's own share of the
     device (default: 0.45 each, or 0.9 where B is an adapter). float32_head: logits in float32 whatever the dtype.
     allow_extra_tokens: serve a pair of which one tokenizer has ids the other lacks; these are cut from both.
+    engines: `two`, or `one` that holds A as its draft model and B as its target, with drafts of draft_tokens tokens.
     """
 
     engine: dict[str, Any] = {}
@@ -47,12 +48,18 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine_b: dict[str, Any] = {}
     float32_head: bool = True
     allow_extra_tokens: bool = False
+    engines: Literal["two", "one"] = "two"
+    draft_tokens: Annotated[int, msgspec.Meta(ge=1, le=32)] = 8
 
     def __post_init__(self) -> None:
         for name in ("engine", "engine_a", "engine_b"):
             own = sorted(_OWN & getattr(self, name).keys())
             if own:
                 raise ValueError(f"{name}: {', '.join(own)} cannot be set here")
+        if self.engines == "one" and (self.engine_a or self.engine_b):
+            raise ValueError("engine_a and engine_b are for two engines: where there is one, set engine")
+        if self.engines == "one" and self.engine.get("tensor_parallel_size", 1) != 1:
+            raise ValueError("one engine for both models has not been tried with tensor parallelism: use two")
 
 
 def options_of(pair: str, values: dict[str, Any]) -> Options:

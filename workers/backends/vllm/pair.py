@@ -100,42 +100,52 @@ def load(spec: WorkerSpec) -> VLLMPair:
     from workers.backends.vllm.engine import Driver
     from workers.backends.vllm.model import VLLMModel
     from workers.backends.vllm.selfcheck import check
+    from workers.backends.vllm.single import SingleModel, SinglePair
 
     a = checkpoint.read(spec.a, trust_remote_code=spec.trust_remote_code)
     b = a if spec.b.adapter else checkpoint.read(spec.b, trust_remote_code=spec.trust_remote_code)
     vocabulary = vocabularies.shared(a.tokenizer, b.tokenizer, options.allow_extra_tokens)
     vocab_size = min(vocabulary.size, a.columns, b.columns)
+    if options.engines == "one":
+        _fit_in_one(spec, a, b, options)
     driver = Driver()
     try:
         adapter, lora_arguments = _adapter(spec.b) if spec.b.adapter else (None, {})
-        engine_a = driver.here(_engine, driver, spec, "a", a, options, vocab_size, lora_arguments)
-        engine_b = engine_a if adapter else driver.here(_engine, driver, spec, "b", b, options, vocab_size, {})
         infos = [_info(spec, side, one, vocab_size) for side, one in (("a", a), ("b", b))]
-        models = [
-            VLLMModel(engine, info, driver, spec.sequences, lora)
-            for engine, info, lora in ((engine_a, infos[0], None), (engine_b, infos[1], adapter))
-        ]
+        models: list[VLLMModel]
+        if options.engines == "one":
+            engine = driver.here(_engine, driver, spec, "b", b, options, vocab_size, *_drafting(spec, a, options))
+            models = [
+                SingleModel(engine, info, driver, spec.sequences, drafter=drafter)
+                for info, drafter in zip(infos, (True, False), strict=True)
+            ]
+        else:
+            engine_a = driver.here(_engine, driver, spec, "a", a, options, vocab_size, lora_arguments)
+            engine_b = engine_a if adapter else driver.here(_engine, driver, spec, "b", b, options, vocab_size, {})
+            models = [
+                VLLMModel(engine, info, driver, spec.sequences, lora)
+                for engine, info, lora in ((engine_a, infos[0], None), (engine_b, infos[1], adapter))
+            ]
         with ThreadPoolExecutor(1) as aside:  # this thread may have an event loop running
             noise = aside.submit(asyncio.run, check(*models)).result()
     except BaseException:
         driver.stop()
         raise
-    return VLLMPair(
-        PairInfo(
-            name=spec.pair,
-            backend="vllm",
-            version=__version__,
-            libraries=versions(),
-            a=infos[0],
-            b=infos[1],
-            tokenizer=vocabularies.tokenizer_json(a.tokenizer, spec.a.name),
-            special_tokens={k: v for k, v in a.tokenizer.special_tokens_map.items() if isinstance(v, str)},
-            warnings=[*vocabulary.warnings, *_version_warnings()],
-            noise=noise,
-        ),
-        driver,
-        *models,
+    info = PairInfo(
+        name=spec.pair,
+        backend="vllm",
+        version=__version__,
+        libraries=versions(),
+        a=infos[0],
+        b=infos[1],
+        tokenizer=vocabularies.tokenizer_json(a.tokenizer, spec.a.name),
+        special_tokens={k: v for k, v in a.tokenizer.special_tokens_map.items() if isinstance(v, str)},
+        warnings=[*vocabulary.warnings, *_version_warnings()],
+        noise=noise,
     )
+    if options.engines == "one":
+        return SinglePair(info, driver, *models, sequences=spec.sequences)
+    return VLLMPair(info, driver, *models)
 
 
 def _prepare() -> None:
@@ -179,6 +189,7 @@ def _engine(
     options: Options,
     vocab_size: int,
     more: dict[str, Any],
+    beside: int = 0,
 ) -> Any:
     """A started engine with our extension in its workers. Runs in the driver's thread."""
     from vllm.engine.arg_utils import EngineArgs
@@ -195,14 +206,14 @@ def _engine(
             "which ones it takes is CUDA_VISIBLE_DEVICES"
         )
     own = options.engine_a if side == "a" else options.engine_b
-    sequences = spec.sequences * (2 if more else 1)  # an engine with an adapter holds those of both
+    sequences = spec.sequences * (2 if more else 1)  # such an engine holds the requests of both
     defaults: dict[str, Any] = {"disable_log_stats": True, "max_num_seqs": max(2, sequences)}
     if device == "cpu":
         length = loading.context_length(model, spec.max_len)
         defaults |= {
             "enforce_eager": True,
             "block_size": _BLOCK_SIZE_CPU,
-            "kv_cache_memory_bytes": _cache_bytes(model, length, sequences),
+            "kv_cache_memory_bytes": _cache_bytes(model.cache_bytes_per_token + beside, length, sequences),
         }
     else:
         defaults["gpu_memory_utilization"] = 0.9 if more else 0.45
@@ -234,6 +245,41 @@ def _engine(
     return engine
 
 
+def _fit_in_one(spec: WorkerSpec, a: Checkpoint, b: Checkpoint, options: Options) -> None:
+    """Raises UnsupportedModel for what one engine of vLLM cannot hold."""
+    if spec.b.adapter:
+        raise UnsupportedModel("engines: one is for two whole models; an adapter shares its base's engine in any case")
+    if options.float32_head and a.dtype != "float32":
+        raise UnsupportedModel(
+            f"one engine computes {a.dtype} logits of its draft model in {a.dtype}: leave engines at two, or accept it "
+            "with float32_head: false"
+        )
+    lengths = [loading.context_length(model, spec.max_len) for model in (a, b)]
+    for what, ours, theirs in (
+        ("columns of logits", a.columns, b.columns),
+        ("dtype", a.dtype, b.dtype),
+        ("numbers of a token in a layer's cache", a.cache_width, b.cache_width),
+        ("length of context (set max_len)", *lengths),
+    ):
+        if ours != theirs:
+            raise UnsupportedModel(
+                f"one engine cannot hold the pair, which differs in {what}: {ours} and {theirs}; leave engines at two"
+            )
+
+
+def _drafting(spec: WorkerSpec, a: Checkpoint, options: Options) -> tuple[dict[str, Any], int]:
+    """What makes A the draft model of B's engine, and the bytes its cache takes a token."""
+    drafting = {
+        "method": "draft_model",
+        "model": spec.a.path,
+        "revision": spec.a.revision,
+        "num_speculative_tokens": options.draft_tokens,
+        "quantization": options.engine.get("quantization"),
+    }
+    extension = "workers.backends.vllm.drafting.PairExtension"
+    return {"speculative_config": drafting, "worker_extension_cls": extension}, a.cache_bytes_per_token
+
+
 def _register_once(platform: Any) -> None:
     """Keep vLLM 0.32's search for kernels, on CPUs, from a module whose contents it cannot look at, and from recurring.
 
@@ -257,10 +303,10 @@ def _register_once(platform: Any) -> None:
     platform.register_triton_kernel_overrides = once
 
 
-def _cache_bytes(model: Checkpoint, length: int, sequences: int) -> int:
+def _cache_bytes(per_token: int, length: int, sequences: int) -> int:
     """Room for all sequences at full length, within a quarter of the free memory, and for one in any case."""
     blocks = -(-length // _BLOCK_SIZE_CPU) + 1
-    one = blocks * _BLOCK_SIZE_CPU * model.cache_bytes_per_token
+    one = blocks * _BLOCK_SIZE_CPU * per_token
     free: int = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(one * 2, min(one * (sequences + 1), free // 4))
 
