@@ -37,7 +37,10 @@ class _Running:
 
 
 class PairExtension(RowsExtension):
-    """Methods of vLLM's Worker, named so as not to meet its own."""
+    """`RowsExtension`, and where there is a draft model, the pair.
+
+    vLLM takes one extension class a process; so all engines get this one.
+    """
 
     def onoff_install(self, vocab_size: int) -> None:
         super().onoff_install(vocab_size)
@@ -45,6 +48,8 @@ class PairExtension(RowsExtension):
         self._onoff_running: dict[str, _Running] = {}
         self._onoff_states_a: torch.Tensor | None = None
         self._onoff_drafted: list[torch.Tensor] = []
+        if getattr(runner, "drafter", None) is None:
+            return
         # vLLM leaves the draft model out near the end of the context, where rows of it are wanted as anywhere. What it
         # drafts beyond the end it writes nowhere, and no request is that long.
         runner._input_fits_in_drafter = lambda metadata: metadata is not None
@@ -113,6 +118,8 @@ class PairExtension(RowsExtension):
         from vllm.v1.outputs import SamplerOutput
 
         runner = self.model_runner
+        if getattr(runner, "drafter", None) is None:
+            return super()._onoff_sample(logits, metadata)
         request_ids = runner.input_batch.req_ids
         counts = [0] * len(request_ids) if metadata is None else metadata.num_draft_tokens
         width = 1 if metadata is None else metadata.max_spec_len + 1

@@ -111,10 +111,10 @@ def load(spec: WorkerSpec) -> VLLMPair:
     driver = Driver()
     try:
         adapter, lora_arguments = _adapter(spec.b) if spec.b.adapter else (None, {})
-        infos = [_info(spec, side, one, vocab_size) for side, one in (("a", a), ("b", b))]
         models: list[VLLMModel]
         if options.engines == "one":
             engine = driver.here(_engine, driver, spec, "b", b, options, vocab_size, *_drafting(spec, a, options))
+            infos = _infos(spec, a, b, vocab_size)
             models = [
                 SingleModel(engine, info, driver, spec.sequences, drafter=drafter)
                 for info, drafter in zip(infos, (True, False), strict=True)
@@ -122,6 +122,7 @@ def load(spec: WorkerSpec) -> VLLMPair:
         else:
             engine_a = driver.here(_engine, driver, spec, "a", a, options, vocab_size, lora_arguments)
             engine_b = engine_a if adapter else driver.here(_engine, driver, spec, "b", b, options, vocab_size, {})
+            infos = _infos(spec, a, b, vocab_size)
             models = [
                 VLLMModel(engine, info, driver, spec.sequences, lora)
                 for engine, info, lora in ((engine_a, infos[0], None), (engine_b, infos[1], adapter))
@@ -229,7 +230,7 @@ def _engine(
         "skip_tokenizer_init": True,
         "async_scheduling": False,
         "enable_prefix_caching": True,
-        "worker_extension_cls": "workers.backends.vllm.extension.RowsExtension",
+        "worker_extension_cls": "workers.backends.vllm.drafting.PairExtension",
         **more,
     }
     if options.float32_head and model.dtype != "float32":
@@ -239,6 +240,8 @@ def _engine(
         engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
     except Exception as error:  # whatever vLLM and what it calls have against model, machine or arguments
         raise LoadError(f"vLLM cannot load model {model_spec.name} from {model_spec.path}: {error}") from error
+    if engine.vllm_config.use_v2_model_runner:  # some features overrule the setting
+        raise UnsupportedModel(f"model {model_spec.name}: vLLM chose its Model Runner V2; this backend needs V1")
     engine.collective_rpc("onoff_install", args=(vocab_size,))
     cap_prefix_hits(engine)
     driver.add(engine)
@@ -276,8 +279,7 @@ def _drafting(spec: WorkerSpec, a: Checkpoint, options: Options) -> tuple[dict[s
         "num_speculative_tokens": options.draft_tokens,
         "quantization": options.engine.get("quantization"),
     }
-    extension = "workers.backends.vllm.drafting.PairExtension"
-    return {"speculative_config": drafting, "worker_extension_cls": extension}, a.cache_bytes_per_token
+    return {"speculative_config": drafting}, a.cache_bytes_per_token
 
 
 def _register_once(platform: Any) -> None:
@@ -331,6 +333,11 @@ def _adapter(spec: ModelSpec) -> tuple[Any, dict[str, Any]]:
         raise UnsupportedModel(f"the adapter {folder} has rank {rank}; vLLM takes up to {_LORA_RANKS[-1]}")
     # Two places, or requests without the adapter would get its output in a batch with those that name it.
     return LoRARequest(spec.name, 1, str(folder)), {"enable_lora": True, "max_loras": 2, "max_lora_rank": fitting}
+
+
+def _infos(spec: WorkerSpec, a: Checkpoint, b: Checkpoint, vocab_size: int) -> list[ModelInfo]:
+    """Of both models, whose files the engines have fetched."""
+    return [_info(spec, side, model, vocab_size) for side, model in (("a", a), ("b", b))]
 
 
 def _info(spec: WorkerSpec, side: str, model: Checkpoint, vocab_size: int) -> ModelInfo:
