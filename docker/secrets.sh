@@ -20,6 +20,6 @@ printf 'redis://rl-onoff:%s@redis:6379/0' "$(cat redis_password)" >cache_url
 digest=$(sha256sum <redis_password | cut -d ' ' -f 1)
 # What app/services/cache sends, on its own keys, and nothing else. No other user may do anything.
 printf '%s\n' 'user default off' \
-    "user rl-onoff on #$digest ~rl-onoff:* resetchannels -@all +ping +mget +set +unlink" >redis.acl
+    "user rl-onoff on #$digest ~rl-onoff:* resetchannels -@all +ping +get +mget +set +unlink" >redis.acl
 chmod 644 ./*
 echo "docker/secrets: ready. Clients ask with the key in docker/secrets/client_key."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Iterator
 
@@ -53,9 +54,18 @@ def test_rows_come_back_from_redis(topology: Topology, http: httpx.Client) -> No
     assert second["cache"]["computed_rows"] == 0
     assert second["cache"]["hit_rows"] > 0
     assert first["items"] == second["items"]
+    whole = {"model": "rl", "items": [ITEM]}
+    tensors = {"Accept": "application/vnd.safetensors"}
+    first, second = (http.post("/distributions", json=whole, headers=tensors).content for _ in range(2))
+    assert len(first) == len(second)
     page = http.get("/metrics").text
+    hit, computed = (
+        float(re.findall(rf'rl_onoff_cache_rows_total{{pair="demo",source="{source}"}} ([0-9.]+)', page)[0])
+        for source in ("cache", "model")
+    )
+    assert hit == computed  # every row once from the model, once from Redis
     assert "rl_onoff_cache_available 1.0" in page
-    assert 'rl_onoff_cache_errors_total{operation="write"}' not in page
+    assert not re.search(r"rl_onoff_cache_errors_total\{[^}]*\} [1-9]", page)
 
 
 def test_redis_lets_the_service_do_what_the_service_does(topology: Topology) -> None:
@@ -66,7 +76,7 @@ def test_redis_lets_the_service_do_what_the_service_does(topology: Topology) -> 
         assert known.set("rl-onoff:test", "1", ex=60)
         assert known.unlink("rl-onoff:test") == 1
         for refused in (
-            lambda: known.get("rl-onoff:test"),
+            lambda: known.get("other"),
             lambda: known.keys("*"),
             lambda: known.flushall(),
             lambda: known.config_get("maxmemory"),
