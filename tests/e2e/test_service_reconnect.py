@@ -147,7 +147,7 @@ def test_an_id_beyond_the_end_is_refused(http: httpx.Client, whole: Events) -> N
 
 
 def test_a_connection_that_broke_without_a_word_gives_way(service: RunningService, http: httpx.Client) -> None:
-    body = {**SEEDLESS, "sampling": {"max_tokens": 200}}
+    body = {**SEEDLESS, "sampling": {"max_tokens": 800}}
     with httpx.Client(base_url=service.url, timeout=20) as other:
         request = other.build_request("POST", "/switch-generate", json=body)
         old = other.send(request, stream=True)  # open, and never read further
@@ -156,11 +156,11 @@ def test_a_connection_that_broke_without_a_word_gives_way(service: RunningServic
         headers = {"Last-Event-ID": first[-1][1] or "", "X-Request-Id": old.headers["x-request-id"]}
         begun = time.monotonic()
         rest, _ = read(http, body, **headers)
-        assert time.monotonic() - begun < 15
+        assert time.monotonic() - begun < 60
         with pytest.raises(httpx.RemoteProtocolError):
             list(received)
     found = [*first, *rest]
-    assert [data["index"] for name, _, data in found if name == "token"] == list(range(200))
+    assert [data["index"] for name, _, data in found if name == "token"] == list(range(800))
     assert [data["id"] for name, _, data in found if name == "token"] == found[-1][2]["token_ids"]
 
 
