@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from app.services import rowstream
+from app.services.gate import Gate, Ticket
 from rl_onoff.errors import InternalError
 from rl_onoff.schemas import DistributionsRequest
 from workers.wire import Array, Done, Frame, Rows, Score
@@ -25,17 +26,19 @@ def frame(start: int, count: int) -> Rows:
 async def stream(lengths: list[int], lost: int = 0) -> tuple[rowstream.RowStream, list[int]]:
     made: list[int] = []
 
-    async def run(pair: Any, job: Score) -> AsyncGenerator[Frame, None]:
+    async def run(pair: Any, job: Score, ticket: Ticket) -> AsyncGenerator[Frame, None]:
         count = len(job.ids) - job.start - lost
         for start in range(0, count, 3):
             made.append(start)
             yield frame(start, min(3, count - start))
         yield Done()
 
-    codec = SimpleNamespace(pieces=lambda ids: [str(i) for i in ids])
-    model: Any = SimpleNamespace(
-        name="m", info=SimpleNamespace(vocab_size=VOCAB, logit_columns=16), pair=SimpleNamespace(codec=codec)
+    gate = Gate(running=1 << 30, queued=0, sequences=1)
+    pair = SimpleNamespace(
+        codec=SimpleNamespace(pieces=lambda ids: [str(i) for i in ids]),
+        ticket=lambda total: gate.ticket("client", total),
     )
+    model: Any = SimpleNamespace(name="m", info=SimpleNamespace(vocab_size=VOCAB, logit_columns=16), pair=pair)
     jobs = [Score("a", list(range(2 + length)), 2, dtype="float16") for length in lengths]
     request = DistributionsRequest(model="m", items=[{"prompt": "x", "solution": "y"}], dtype="float16")  # type: ignore[list-item]
     frames: Any = SimpleNamespace(run=run)
