@@ -10,7 +10,7 @@ import pytest
 from app.reference import reference
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "demo").glob("*.md")]
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md"), *(ROOT / "demo").glob("*.md")]
 
 
 def anchors(text: str) -> set[str]:
