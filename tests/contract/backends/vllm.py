@@ -65,7 +65,9 @@ def load(spec: WorkerSpec) -> VLLMPair:
             async def close(self) -> None:
                 pass
 
-        return SharedSinglePair(pair.info, pair._driver, pair.a, pair.b, sequences=spec.sequences)
+        return SharedSinglePair(
+            pair.info, pair._driver, pair.a, pair.b, sequences=spec.sequences, drafted=pair._drafted
+        )
     models = [
         VLLMModel(model._engine, model.info, pair._driver, spec.sequences, model._adapter) for model in (pair.a, pair.b)
     ]

@@ -50,8 +50,7 @@ class PairExtension(RowsExtension):
         self._onoff_drafted: list[torch.Tensor] = []
         if getattr(runner, "drafter", None) is None:
             return
-        # vLLM leaves the draft model out near the end of the context, where rows of it are wanted as anywhere. What it
-        # drafts beyond the end it writes nowhere, and no request is that long.
+        # vLLM leaves the draft model out near the end of the context, where rows of it are wanted as anywhere.
         runner._input_fits_in_drafter = lambda metadata: metadata is not None
         self._onoff_propose, runner.drafter.propose = runner.drafter.propose, self._onoff_proposing
         runner.drafter._sample_draft_tokens = self._onoff_draft
@@ -87,7 +86,10 @@ class PairExtension(RowsExtension):
         request_ids = self.model_runner.input_batch.req_ids
         running = [self._onoff_running.get(request_id) for request_id in request_ids]
         self._onoff_states_a, self._onoff_drafted = None, []
-        count = num_speculative_tokens if any(running) else 1
+        # Drafting beyond the end of a context was seen to spoil A's cache: then all draft one token.
+        known = self.model_runner.input_batch.num_tokens_no_spec[: len(running)].max()
+        fits = known + 2 * num_speculative_tokens + 1 < self.model_runner.max_model_len
+        count = num_speculative_tokens if any(running) and fits else 1
         tokens: torch.Tensor = self._onoff_propose(num_speculative_tokens=count, **inputs)
         rows = torch.stack(self._onoff_drafted, 1)
         for i, one in enumerate(running):
@@ -152,7 +154,7 @@ class PairExtension(RowsExtension):
             # After it was preempted the next token has no row of A, as a prompt's first.
             kept.cut = True
             return [0]
-        count = min(len(draft), one.left, switch.most or len(draft))
+        count = min(len(draft), len(one.draft), one.left, switch.most or len(draft))
         rows_a, rows_b = one.draft[:count], self._onoff_rows(target[:count])
         one.draft = None
         if rows_a.isnan().any() or rows_b.isnan().any():

@@ -145,7 +145,7 @@ def load(spec: WorkerSpec) -> VLLMPair:
         noise=noise,
     )
     if options.engines == "one":
-        return SinglePair(info, driver, *models, sequences=spec.sequences)
+        return SinglePair(info, driver, *models, sequences=spec.sequences, drafted=options.draft_tokens)
     return VLLMPair(info, driver, *models)
 
 

@@ -56,8 +56,11 @@ class SingleSequence(VLLMSequence):
 
 
 class SinglePair(VLLMPair):
-    def __init__(self, info: PairInfo, driver: Driver, a: VLLMModel, b: VLLMModel, *, sequences: int) -> None:
+    def __init__(
+        self, info: PairInfo, driver: Driver, a: VLLMModel, b: VLLMModel, *, sequences: int, drafted: int
+    ) -> None:
         super().__init__(info, driver, a, b)
+        self._drafted = drafted
         self._switching = asyncio.Semaphore(sequences)
 
     async def generate(self, job: Generate) -> AsyncIterator[Frame]:
@@ -83,10 +86,14 @@ class SinglePair(VLLMPair):
         state = PolicyState(**job.state) if job.state else initial_state(policy)
         ids, end = list(job.ids), len(job.ids) + job.max_tokens
         usage = Usage()
+        # No draft may reach beyond the context; and what vLLM did not judge is not sent again as it is.
+        last, stuck = self.b.info.max_len - self._drafted - 2, False
         while len(ids) < end:
-            before = usage
-            rest = msgspec.structs.replace(job, ids=ids.copy(), max_tokens=end - len(ids), state=asdict(state))
-            async with aclosing(self._rounds(rest, eos)) as frames:  # type: ignore[type-var]
+            before, begin = usage, len(ids)
+            by_rows = stuck or begin == 1 or begin >= last
+            most = 1 if by_rows else min(end, last) - begin
+            rest = msgspec.structs.replace(job, ids=ids.copy(), max_tokens=most, state=asdict(state))
+            async with aclosing(self._step(rest) if by_rows else self._rounds(rest, eos)) as frames:  # type: ignore[type-var]
                 async for frame in frames:
                     usage = _sum(before, frame.usage)
                     ids += frame.ids
@@ -95,17 +102,19 @@ class SinglePair(VLLMPair):
                     if ids[-1] in eos:
                         yield Done(usage, "stop")
                         return
+            stuck = len(ids) == begin
         yield Done(usage, "length")
 
+    async def _step(self, job: SwitchGenerate) -> AsyncIterator[Tokens]:
+        """One token, as lock-step takes it."""
+        job = msgspec.structs.replace(job, ignore_eos=True)
+        async with aclosing(lockstep.switch_generate(self, job)) as frames:  # type: ignore[type-var]
+            async for frame in frames:
+                if isinstance(frame, Tokens):
+                    yield frame
+
     async def _rounds(self, job: SwitchGenerate, eos: frozenset[int]) -> AsyncIterator[Tokens]:
-        """The frames of one request to the engine, which may end early; of one token where there is no prompt to it."""
-        if len(job.ids) == 1:
-            step = msgspec.structs.replace(job, max_tokens=1, ignore_eos=True)
-            async with aclosing(lockstep.switch_generate(self, step)) as frames:  # type: ignore[type-var]
-                async for frame in frames:
-                    if isinstance(frame, Tokens):
-                        yield frame
-            return
+        """The frames of one request to the engine, which may end early."""
         switch = Switch(
             job.ids[-1],
             job.max_tokens,
