@@ -86,7 +86,7 @@ class PairExtension(RowsExtension):
         request_ids = self.model_runner.input_batch.req_ids
         running = [self._onoff_running.get(request_id) for request_id in request_ids]
         self._onoff_states_a, self._onoff_drafted = None, []
-        # Drafting beyond the end of a context was seen to spoil A's cache: then all draft one token.
+        # After drafts beyond the end of a context A's row there was more than rounding off: then all draft one.
         known = self.model_runner.input_batch.num_tokens_no_spec[: len(running)].max()
         fits = known + 2 * num_speculative_tokens + 1 < self.model_runner.max_model_len
         count = num_speculative_tokens if any(running) and fits else 1
