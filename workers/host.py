@@ -41,8 +41,8 @@ from workers.wire import (
 logger = logging.getLogger("rl_onoff.worker")
 
 MAX_JOB_BYTES = 64 << 20
-#: What torch's allocator of this machine's own memory says, in a plain RuntimeError.
-_NO_MEMORY = "can't allocate memory"
+#: What torch's allocator of this machine's own memory says, and Python where a thread's stack finds no room.
+_NO_MEMORY = ("can't allocate memory", "can't start new thread")
 _LEASE_STEPS = 10
 
 
@@ -177,7 +177,7 @@ class Host:
 
 def _is_out_of_memory(error: Exception) -> bool:
     # By name: torch, whose class it is, need not be there.
-    return type(error).__name__ == "OutOfMemoryError" or _NO_MEMORY in str(error)
+    return type(error).__name__ == "OutOfMemoryError" or any(said in str(error) for said in _NO_MEMORY)
 
 
 async def serve(
