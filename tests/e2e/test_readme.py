@@ -75,7 +75,8 @@ def test_the_commands_over_a_data_set(url: str, tmp_path: Path, text: str) -> No
 
 
 def test_the_sweep(url: str, tmp_path: Path) -> None:
-    (study,), (line,) = blocks("yaml", STUDIES), (each for each in blocks("bash", STUDIES) if "sweep study.yaml" in each)
+    (study,) = blocks("yaml", STUDIES)
+    (line,) = (each for each in blocks("bash", STUDIES) if "sweep study.yaml" in each)
     (tmp_path / "demo").symlink_to(ROOT / "demo")
     (tmp_path / "study.yaml").write_text(study.replace("limit: 50", "limit: 2"), encoding="utf-8")
     command = line.replace("rl-onoff", f"{sys.executable} -m rl_onoff.cli").strip()
