@@ -228,7 +228,7 @@ async def test_half_precision_models_compute_their_logits_in_float32(folders: Fo
 def test_what_cannot_be_served_is_named(folders: Folders, tmp_path: Path) -> None:
     a, b = folders["llama"]
     for options, message in (
-        ({"engines": {}}, "options of pair p: Object contains unknown field `engines`"),
+        ({"motors": {}}, "options of pair p: Object contains unknown field `motors`"),
         ({"engine": {"max_model_len": 9}}, "engine: max_model_len cannot be set here"),
     ):
         with pytest.raises(ConfigurationError, match=message):
