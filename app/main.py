@@ -30,7 +30,8 @@ from app.services.drain import Drain
 from app.services.reconnect import Streams
 from app.services.registry import Registry
 from app.services.request_metrics import RequestMetrics
-from app.services.supervisor import CrashLoop, Supervisor
+from app.services.supervisor import Supervisor
+from app.services.worker import CrashLoop
 from app.sources import check_sources
 from app.tracing import Tracing
 from app.watch import ClientGone

@@ -83,9 +83,9 @@ class Boundary:
             logger.exception("request %s failed", request_id)
             if started:
                 current().error = InternalError.slug
-                raise InternalError(
-                    "the answer was cut off"
-                ) from None  # the server cuts the connection: the client sees that the answer is not whole
+                # The server cuts the connection, so the client sees that the answer is not whole; and it logs what is
+                # raised, whose own message may quote a prompt.
+                raise InternalError("the answer was cut off") from None
             error = InternalError("the service failed on this request; its log tells why under this request id")
             await ProblemResponse(error, scope)(scope, receive, send_with_id)
 

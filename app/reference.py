@@ -11,7 +11,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from app.config import Limits, ModelConfig, PairConfig, RayConfig, Settings
+from app.config import Limits, Settings
+from app.pair_config import ModelConfig, PairConfig, RayConfig
 
 _PATH = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from app.config import ModelConfig, PairConfig, Settings
+from app.config import Settings
+from app.pair_config import ModelConfig, PairConfig
 from rl_onoff.errors import ConfigurationError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?")

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from app.config import PairConfig
+from app.pair_config import PairConfig
 from rl_onoff.errors import ConfigurationError
 from rl_onoff.schemas import Example, ExamplesResponse
 

@@ -10,7 +10,7 @@ from app.services import gate
 from app.services.detokenize import Piece, TextStream
 from app.services.nulls import finites
 from app.services.replay import Delivered, Paused, go_on
-from app.services.supervisor import LoadedPair
+from app.services.worker import LoadedPair
 from rl_onoff.errors import InternalError
 from rl_onoff.schemas import FinishReason, Sampling, TopTokens
 from rl_onoff.schemas import Usage as UsageOut

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from app.config import ModelConfig, PairConfig
+from app.pair_config import ModelConfig, PairConfig
 from workers.wire import ModelSpec, PlacedSpec, Placement, RemoteSpec, WorkerSpec
 
 _REMOTE_COMMAND = (sys.executable, "-m", "workers.launch.remote")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app.config import PairConfig
-from app.services.supervisor import LoadedPair, Supervisor
+from app.pair_config import PairConfig
+from app.services.supervisor import Supervisor
+from app.services.worker import LoadedPair
 from rl_onoff.errors import InvalidField, UnknownModel
 from rl_onoff.policy import Policy
 from rl_onoff.schemas import ModelCard, ModelsResponse, PairCard

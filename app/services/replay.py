@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 import msgspec
 
 from app.services.gate import Ticket, cost
-from app.services.supervisor import LoadedPair
+from app.services.worker import LoadedPair
 from rl_onoff.errors import WorkerLost, WorkerUnavailable
 from rl_onoff.kinds import parse_policy
 from rl_onoff.policy import Lead, PolicyState, state_after
@@ -78,8 +78,9 @@ async def go_on(pair: LoadedPair, job: Job, delivered: Delivered) -> AsyncGenera
                 with pair.in_hand():
                     async with aclosing(pair.link.run(rest)) as frames:
                         async for frame in frames:
-                            deaths = 0
-                            await alone.aclose()
+                            if deaths:
+                                deaths = 0
+                                await alone.aclose()
                             yield delivered.add(frame, *before)
                 return
             except (WorkerLost, WorkerUnavailable):

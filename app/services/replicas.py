@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from app.config import Limits, PairConfig
+from app.config import Limits
+from app.pair_config import PairConfig
 from app.services.gate import AHEAD, QUEUED, Gate
 from app.services.telemetry import Telemetry
 from app.services.text import Codec
@@ -20,7 +21,7 @@ from rl_onoff.errors import WorkerLost, WorkerUnavailable
 from workers.wire import PairInfo
 
 if TYPE_CHECKING:
-    from app.services.supervisor import LoadedPair, PairWorker, State
+    from app.services.worker import LoadedPair, PairWorker, State
 
 logger = logging.getLogger("rl_onoff.service")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import groupby
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -84,17 +85,19 @@ class Meter:
         self._record.rows += rows_of(frame)
         if isinstance(frame, Tokens):
             self._record.tokens += len(frame.ids)
-            for lead in frame.leads or ["alone"] * len(frame.ids):
-                telemetry.tokens.labels(pair, lead).inc()
+            for lead, run in groupby(frame.leads or ["alone"] * len(frame.ids)):
+                telemetry.tokens.labels(pair, lead).inc(sum(1 for _ in run))
                 if self._lead not in ("", lead):
                     telemetry.switches.labels(pair).inc()
                 self._lead = lead
         usage = getattr(frame, "usage", None)
         if isinstance(usage, Usage):
             for role, name in (("a", "a_forwards"), ("b", "b_forwards")):
-                telemetry.forwards.labels(pair, role).inc(getattr(usage, name) - getattr(self._usage, name))
+                if growth := getattr(usage, name) - getattr(self._usage, name):
+                    telemetry.forwards.labels(pair, role).inc(growth)
             for name, metric in telemetry.lookahead.items():
-                metric.labels(pair).inc(getattr(usage, name) - getattr(self._usage, name))
+                if growth := getattr(usage, name) - getattr(self._usage, name):
+                    metric.labels(pair).inc(growth)
             self._usage = usage
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.config import PairConfig, Settings, load
+from app.config import Settings, load
 from app.main import create_app
+from app.pair_config import PairConfig
 from app.services.examples import read_examples
 from app.sources import check_sources
 from rl_onoff.errors import ConfigurationError

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from rl_onoff.errors import DataError, InvalidField
 from rl_onoff.runs import calibration
 from rl_onoff.runs.calibration import Trace, calibrate, find_threshold, spent, threshold_policy, traces_of
-from rl_onoff.runs.study import by_seed, parse_study
+from rl_onoff.runs.study import parse_study
+from rl_onoff.runs.tables import by_seed
 
 VALUES = [[0.1, 0.2, 0.3, 0.4, 0.5], [0.6, 0.7, 0.8, 0.9, 1.0]]
 
@@ -130,7 +131,7 @@ def test_seeds() -> None:
         {"id": "x", "sample": sample, "leads": "aabb"[: 2 + sample // 2], "metrics": {"m": float(sample)}}
         for sample in range(4)
     ]
-    found = by_seed([*records, {"id": "y", "sample": 3, "error": {}}], study)
+    found = by_seed([*records, {"id": "y", "sample": 3, "error": {}}], study.seeds, study.n, study.metrics)
     assert found == {
         "7": {"share": 0.0, "results": 2, "metrics": {"m": 0.5}},
         "9": {"share": pytest.approx(1 / 3), "results": 2, "metrics": {"m": 2.5}},

@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from app.config import PairConfig
+from app.pair_config import PairConfig
 from app.services.launch import launch
 from rl_onoff.errors import MissingDependency, WorkerLost
 from workers.backends import load_pair

@@ -6,10 +6,10 @@ from typing import Any, cast
 
 import pytest
 
-from app.config import PairConfig
+from app.pair_config import PairConfig
 from app.services.replicas import Replicas
-from app.services.supervisor import LoadedPair, PairWorker
 from app.services.telemetry import Telemetry
+from app.services.worker import LoadedPair, PairWorker
 from rl_onoff.errors import WorkerLost, WorkerUnavailable
 from workers.wire import ModelInfo, PairInfo
 

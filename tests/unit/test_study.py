@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from rl_onoff.errors import DataError
-from rl_onoff.runs.study import parse_study, table
+from rl_onoff.runs.study import parse_study
+from rl_onoff.runs.tables import table
 
 STUDY = """
 data: d.jsonl

@@ -23,7 +23,7 @@ from app.services.cache.layouts import Layout, MeasuresLayout, RowsLayout
 from app.services.cache.memory import MemoryStore
 from app.services.cache.redis_store import RedisStore
 from app.services.gate import Ticket
-from app.services.supervisor import LoadedPair
+from app.services.worker import LoadedPair
 from rl_onoff.schemas import CacheUse
 from workers.wire import Compare, Frame, Rows, Score, Values
 

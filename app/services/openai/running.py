@@ -23,8 +23,8 @@ from app.services.openai.loglikelihood import Loglikelihood, loglikelihood, scor
 from app.services.openai.names import Switched, Target
 from app.services.openai.requests import OpenAIRequest
 from app.services.prompts import within
-from app.services.supervisor import LoadedPair
 from app.services.text import Codec
+from app.services.worker import LoadedPair
 from rl_onoff.philox import derive_seed
 from rl_onoff.policy import Lead, first_lead
 from rl_onoff.schemas import FinishReason, Switch

@@ -18,6 +18,7 @@ from rl_onoff.client import AsyncClient
 from rl_onoff.data import Reader
 from rl_onoff.runs import SwitchTask
 from rl_onoff.runs import study as studies
+from rl_onoff.runs.tables import table
 from rl_onoff.runs.tasks import Record
 
 
@@ -49,7 +50,7 @@ def sweep(
     records = asyncio.run(
         _sweep(client, parsed, output, resume=resume, concurrency=concurrency, skip_bad=skip_bad, share=share)
     )
-    lines = studies.table(records, parsed.metrics)
+    lines = table(records, parsed.metrics)
     _write_csv(output / "conditions.csv", lines)
     if as_json:
         typer.echo(json.dumps(lines, ensure_ascii=False, allow_nan=False))

@@ -16,8 +16,9 @@ and sample, appended whole) and, once done, `summary.json`.
 from rl_onoff.runs.attribution import Attribution, SwitchedRun, summarise_attribution
 from rl_onoff.runs.folder import RunFolder, read_results
 from rl_onoff.runs.loop import Progress, execute, identity
+from rl_onoff.runs.scoring import Distributions, Divergence
 from rl_onoff.runs.summary import summarise
-from rl_onoff.runs.tasks import Distributions, Divergence, Sample, SwitchTask, Task
+from rl_onoff.runs.tasks import Sample, SwitchTask, Task
 
 __all__ = [
     "Attribution",

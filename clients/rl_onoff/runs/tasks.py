@@ -6,7 +6,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 from rl_onoff.client import AsyncClient
 from rl_onoff.data import Row
@@ -16,7 +16,7 @@ from rl_onoff.metrics import Metric, find
 from rl_onoff.metrics.registry import MODEL_METRICS
 from rl_onoff.philox import derive_seed
 from rl_onoff.runs.sharing import Prefix, Traces, of_answer, of_record, switches, walk
-from rl_onoff.schemas import RowKind, SwitchResponse
+from rl_onoff.schemas import SwitchResponse
 
 Record = dict[str, Any]
 
@@ -76,7 +76,8 @@ class Scored:
         return ("prompt", "reference") if wanted else ("prompt",)
 
 
-def _of(row: Row, sample: int) -> Record:
+def result_of(row: Row, sample: int) -> Record:
+    """The beginning of a line of results: which row and sample, and what was asked."""
     record: Record = {"id": row.id, "sample": sample}
     record |= {name: value for name, value in row.start.items() if value is not None}
     if row.reference is not None:
@@ -122,7 +123,7 @@ class Sample(Scored, Task):
         results = [result for result in answer.results if result.index in missing]
         scores = await self._scores([result.text for result in results], row)
         return [
-            _of(row, result.index)
+            result_of(row, result.index)
             | {
                 "text": result.text,
                 "token_ids": result.token_ids,
@@ -188,7 +189,7 @@ class SwitchTask(Scored, Task):
     async def _one(self, client: AsyncClient, row: Row, sample: int) -> Record:
         seed = self._seed(row, sample)
         known, max_tokens, prompt_ids = await asyncio.to_thread(self._known, row, sample, seed)
-        record = _of(row, sample)
+        record = result_of(row, sample)
         if self.traces is not None:
             record["shared"] = len(known)
         if known.ends is not None:
@@ -259,73 +260,3 @@ def _answered(answer: SwitchResponse) -> Record:
         "seed": answer.seed,
         "max_tokens": answer.receipt.sampling.max_tokens,
     }
-
-
-@dataclass(frozen=True)
-class Divergence(Task):
-    """How far apart the models are at every token of the given solutions."""
-
-    a: str | None = None
-    b: str | None = None
-    measures: Sequence[str] = ("js", "kl_ab", "kl_ba")
-    units: Literal["nats", "bits"] = "nats"
-    temperature: float = 1.0
-    prompt_mode: Literal["shared", "per_model"] = "shared"
-    noise_floor: bool = False
-
-    command = "divergence"
-    needs = ("prompt", "solution")
-
-    @property
-    def models(self) -> tuple[str | None, ...]:
-        return (self.a, self.b)
-
-    def settings(self) -> dict[str, Any]:
-        return {
-            "measures": list(self.measures),
-            "units": self.units,
-            "temperature": self.temperature,
-            "prompt_mode": self.prompt_mode,
-        } | ({"noise_floor": True} if self.noise_floor else {})
-
-    async def work(self, client: AsyncClient, row: Row, missing: Collection[int]) -> list[Record]:
-        answer = await client.divergence(
-            [row.item],
-            a=self.a,
-            b=self.b,
-            measures=self.measures,
-            units=self.units,
-            temperature=self.temperature,
-            prompt_mode=self.prompt_mode,
-            noise_floor=self.noise_floor,
-        )
-        record = _of(row, 0) | answer.items[0].model_dump()
-        if answer.noise_floor is not None:
-            record["noise_floor"] = answer.noise_floor.model_dump()
-        return [record]
-
-
-@dataclass(frozen=True)
-class Distributions(Task):
-    """The `top_k` most likely tokens of one model after every token of the given solutions."""
-
-    model: str = ""
-    top_k: int = 10
-    kind: RowKind = "logprobs"
-    temperature: float = 1.0
-
-    command = "distributions"
-    needs = ("prompt", "solution")
-
-    @property
-    def models(self) -> tuple[str | None, ...]:
-        return (self.model,)
-
-    def settings(self) -> dict[str, Any]:
-        return {"top_k": self.top_k, "kind": self.kind, "temperature": self.temperature}
-
-    async def work(self, client: AsyncClient, row: Row, missing: Collection[int]) -> list[Record]:
-        answer = await client.distributions(
-            [row.item], model=self.model, top_k=self.top_k, kind=self.kind, temperature=self.temperature
-        )
-        return [_of(row, 0) | answer.items[0].model_dump()]

@@ -1,0 +1,82 @@
+"""What is asked of given solutions: distributions of one model, divergences of two. One line of results a row."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rl_onoff.client import AsyncClient
+from rl_onoff.data import Row
+from rl_onoff.runs.tasks import Record, Task, result_of
+from rl_onoff.schemas import RowKind
+
+
+@dataclass(frozen=True)
+class Divergence(Task):
+    """How far apart the models are at every token of the given solutions."""
+
+    a: str | None = None
+    b: str | None = None
+    measures: Sequence[str] = ("js", "kl_ab", "kl_ba")
+    units: Literal["nats", "bits"] = "nats"
+    temperature: float = 1.0
+    prompt_mode: Literal["shared", "per_model"] = "shared"
+    noise_floor: bool = False
+
+    command = "divergence"
+    needs = ("prompt", "solution")
+
+    @property
+    def models(self) -> tuple[str | None, ...]:
+        return (self.a, self.b)
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "measures": list(self.measures),
+            "units": self.units,
+            "temperature": self.temperature,
+            "prompt_mode": self.prompt_mode,
+        } | ({"noise_floor": True} if self.noise_floor else {})
+
+    async def work(self, client: AsyncClient, row: Row, missing: Collection[int]) -> list[Record]:
+        answer = await client.divergence(
+            [row.item],
+            a=self.a,
+            b=self.b,
+            measures=self.measures,
+            units=self.units,
+            temperature=self.temperature,
+            prompt_mode=self.prompt_mode,
+            noise_floor=self.noise_floor,
+        )
+        record = result_of(row, 0) | answer.items[0].model_dump()
+        if answer.noise_floor is not None:
+            record["noise_floor"] = answer.noise_floor.model_dump()
+        return [record]
+
+
+@dataclass(frozen=True)
+class Distributions(Task):
+    """The `top_k` most likely tokens of one model after every token of the given solutions."""
+
+    model: str = ""
+    top_k: int = 10
+    kind: RowKind = "logprobs"
+    temperature: float = 1.0
+
+    command = "distributions"
+    needs = ("prompt", "solution")
+
+    @property
+    def models(self) -> tuple[str | None, ...]:
+        return (self.model,)
+
+    def settings(self) -> dict[str, Any]:
+        return {"top_k": self.top_k, "kind": self.kind, "temperature": self.temperature}
+
+    async def work(self, client: AsyncClient, row: Row, missing: Collection[int]) -> list[Record]:
+        answer = await client.distributions(
+            [row.item], model=self.model, top_k=self.top_k, kind=self.kind, temperature=self.temperature
+        )
+        return [result_of(row, 0) | answer.items[0].model_dump()]
