@@ -29,7 +29,7 @@ class Service:
     started: int = field(default_factory=lambda: int(time.time()))
 
 
-def _service(request: Request) -> Service:
+async def _service(request: Request) -> Service:  # FastAPI would give a plain function to a thread
     service: Service = request.app.state.service
     return service
 

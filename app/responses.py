@@ -10,6 +10,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.record import current
+from app.services.beside import beside
 from app.services.drain import Drain
 from app.watch import disconnected
 from rl_onoff.errors import ShuttingDown
@@ -17,9 +18,10 @@ from rl_onoff.errors import ShuttingDown
 _PIECE = 1 << 20
 
 
-async def json_response(model: BaseModel, *, exclude_unset: bool = False) -> Response:
-    """The model as JSON. Returned from a route it would be written on the event loop, and other streams would wait."""
-    content = await asyncio.to_thread(model.model_dump_json, by_alias=True, exclude_unset=exclude_unset)
+async def json_response(model: BaseModel, values: int, *, exclude_unset: bool = False) -> Response:
+    """The model, which holds about so many values, as JSON. Returned from a route it would be written on the event
+    loop, and other streams would wait."""
+    content = await beside(values, lambda: model.model_dump_json(by_alias=True, exclude_unset=exclude_unset))
     return Response(content, media_type="application/json")
 
 

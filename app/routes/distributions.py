@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from fastapi import APIRouter, Request, Response
 
 from app.body import StrictRoute
 from app.deps import ServiceDep
 from app.responses import PartsResponse, StreamedResponse, json_response
 from app.routes.problems import NOT_ACCEPTABLE, PROBLEMS
+from app.services.beside import beside
 from app.services.distributions import score, stream
 from app.services.safetensors import MEDIA_TYPE
 from app.watch import attended
@@ -39,6 +38,6 @@ async def post_distributions(body: DistributionsRequest, request: Request, servi
         scores = await score(body, service.registry, limits, frames, binary=binary)
         if binary:
             return PartsResponse(scores.as_safetensors(), media_type=MEDIA_TYPE)
-        return await json_response(await asyncio.to_thread(scores.as_json))
+        return await json_response(await beside(scores.values, scores.as_json), scores.values)
 
     return await attended(answer(), request, service.drain)

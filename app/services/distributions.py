@@ -50,6 +50,11 @@ class Scores:
     items: list[_Scored]
     cache: CacheUse
 
+    @property
+    def values(self) -> int:
+        """How many JSON would hold, about."""
+        return sum(len(item.solution) for item in self.items) * (3 + 2 * (self.request.top_k or 0))
+
     def as_json(self) -> DistributionsResponse:
         return DistributionsResponse(
             id=new_id("dist"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.config import Limits
+from app.services.beside import beside
 from app.services.cache.frames import CachedFrames
 from app.services.gate import Ticket, cost
 from app.services.ids import new_id
@@ -35,6 +35,9 @@ from rl_onoff.schemas.divergence import NoiseFloor
 from rl_onoff.statistics import ItemColumns
 from rl_onoff.version import __version__
 from workers.wire import Array, Compare, Values
+
+#: Summing up an item takes as long as passing over so many values.
+_SUMMARY = 700
 
 Column = npt.NDArray[np.float64]
 
@@ -60,7 +63,17 @@ async def measure(
             found = {index: measured async for index, measured in answers}
         columns = [found[index] for index in range(len(jobs))]
         floor = await _noise_floor(request, served, jobs, frames, ticket) if request.noise_floor else None
-    return await asyncio.to_thread(_response, request, served, jobs, columns, floor, frames.use)
+    size = sum(_values(len(job.a_ids) - job.a_start, len(job.measures), request.summary) for job in jobs)
+    return await beside(size, lambda: _response(request, served, jobs, columns, floor, frames.use))
+
+
+def values(response: DivergenceResponse) -> int:
+    """How many it holds, about."""
+    return sum(_values(len(item.token_ids), len(item.values), item.summary is not None) for item in response.items)
+
+
+def _values(positions: int, measures: int, summary: bool) -> int:
+    return positions * (2 + measures) + _SUMMARY * summary
 
 
 def _response(
@@ -73,12 +86,17 @@ def _response(
 ) -> DivergenceResponse:
     columns = [item.columns for item in found]
     solutions = [job.a_ids[job.a_start :] for job in jobs]
+    items = [_item(request, served, index, ids, columns[index]) for index, ids in enumerate(solutions)]
+    if len(items) == 1 or not request.summary:
+        overall = items[0].summary
+    else:
+        overall = summarised(columns, solutions, served.pair.codec)
     return DivergenceResponse(
         id=new_id("div"),
         a=served.names[0],
         b=served.names[1],
-        items=[_item(request, served, index, ids, columns[index]) for index, ids in enumerate(solutions)],
-        summary=summarised(columns, solutions, served.pair.codec) if request.summary else None,
+        items=items,
+        summary=overall,
         noise_floor=floor,
         provenance=_provenance(request, served, jobs[0].merge, found[0].kernel),
         cache=cache,

@@ -15,7 +15,7 @@ ITEMS = [{"prompt": "b", "solution": "ab"}, {"prompt": "b", "solution": "abacab"
 
 
 def compared(http: httpx.Client, **body: Any) -> DivergenceResponse:
-    response = http.post("/divergence", json={"items": ITEMS, **body})
+    response = http.post("/divergence", json={"items": ITEMS} | body)
     assert response.status_code == 200, response.text
     return DivergenceResponse.model_validate_json(response.content)
 
@@ -52,6 +52,13 @@ def test_a_summary_holds_what_papers_print(http: httpx.Client) -> None:
     assert one.measures["tv"].clustered_stderr is None
     assert one.measures["tv"].max_at is not None
     assert one.measures["tv"].max_at.item == 1
+
+
+def test_one_item_is_all_items(http: httpx.Client) -> None:
+    answer = compared(http, items=[{"prompt": "b", "solution": "abac"}])
+    assert answer.summary is not None
+    assert answer.summary == answer.items[0].summary
+    assert (answer.summary.items, answer.summary.positions) == (1, 4)
 
 
 def test_summaries_do_not_depend_on_the_order_of_the_models_they_are_of(http: httpx.Client) -> None:

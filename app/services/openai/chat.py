@@ -5,11 +5,11 @@ A pair's prompt is rendered by A's template, or by B's where A has none, as on t
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from app.config import Settings
+from app.services.beside import beside
 from app.services.detokenize import Piece
 from app.services.openai.answers import (
     ChatAnswer,
@@ -35,9 +35,14 @@ class Chats:
         self._request = request
         self._running = running
 
+    @property
+    def values(self) -> int:
+        """Of a finished answer, about."""
+        return self._running.values
+
     async def whole(self) -> ChatCompletion:
         await self._running.finish()
-        return await asyncio.to_thread(self._completion)
+        return await beside(self.values, self._completion)
 
     async def stream(self) -> AsyncGenerator[Chunk, None]:
         async with aclosing(self._running.events()) as events:

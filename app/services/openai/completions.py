@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from app.config import Settings
+from app.services.beside import beside
 from app.services.detokenize import Piece
 from app.services.openai.answers import Completion, CompletionChoice, CompletionLogprobs, Usage, WalkSummary
 from app.services.openai.names import resolve
@@ -25,9 +26,14 @@ class Completions:
         self._running = running
         self._codec = running.codec
 
+    @property
+    def values(self) -> int:
+        """Of a finished answer, about."""
+        return self._running.values
+
     async def whole(self) -> Completion:
         await self._running.finish()
-        return await asyncio.to_thread(self._completion)
+        return await beside(self.values, self._completion)
 
     async def stream(self) -> AsyncGenerator[Chunk, None]:
         async with aclosing(self._running.events()) as events:

@@ -142,6 +142,12 @@ class Running:
             accepted=total.accepted,
         )
 
+    @property
+    def values(self) -> int:
+        """How many a whole answer holds, about."""
+        used = self.usage()
+        return used.total_tokens * (2 + (self._logprobs or 0))
+
     def token(self, choice: Choice, piece: Piece) -> dict[str, Any]:
         """Our members of one token's chunk."""
         told: dict[str, Any] = {"token_ids": [piece.id]}
