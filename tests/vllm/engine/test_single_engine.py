@@ -82,6 +82,8 @@ def test_what_one_engine_cannot_hold_is_named(folders: Folders, tmp_path: Path) 
             load_pair(spec(a, b, options=options))
     narrow = tiny.write_model(tmp_path, "llama", 1, head_dim=32, num_key_value_heads=1)
     assert AutoModelForCausalLM.from_pretrained(narrow).config.num_key_value_heads == 1
+    with pytest.raises(UnsupportedModel, match="mixes full_attention and sliding_attention"):
+        load_pair(spec(*folders["gemma2"], options=ONE))
     with pytest.raises(UnsupportedModel, match=r"differs in .* cache: 2 x 32 and 1 x 32"):
         load_pair(spec(a, narrow, options=ONE))
 

@@ -8,6 +8,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from rl_onoff import AsyncClient
 from rl_onoff.schemas import SwitchResponse, SwitchToken
 from tests.e2e.running_service import alive, running
@@ -32,7 +34,7 @@ runpy.run_module("workers", run_name="__main__")
 """
 
 
-def settings(folder: Path) -> dict[str, Any]:
+def settings(folder: Path, engines: str) -> dict[str, Any]:
     environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_USE_V2_MODEL_RUNNER": "0", "OMP_NUM_THREADS": "1"}
     (folder / "faulty.py").write_text(FAULTY.format(fault=folder / "fault"))
     python = folder / "python"
@@ -45,7 +47,7 @@ def settings(folder: Path) -> dict[str, Any]:
         "a": {"name": "base", "path": str(ROOT / "demo/base")},
         "b": {"name": "rl", "path": str(ROOT / "demo/rl")},
     }
-    pair = {"name": "demo", "backend": "vllm", "python": str(python), **models}
+    pair = {"name": "demo", "backend": "vllm", "python": str(python), "options": {"engines": engines}, **models}
     return {"pairs": [pair], "resume_seconds": 300, "stop_seconds": 1}
 
 
@@ -76,8 +78,9 @@ async def gone(pid: int) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_streams_outlive_an_engine_and_a_worker(tmp_path: Path) -> None:
-    with running(tmp_path, settings(tmp_path)) as service:
+@pytest.mark.parametrize("engines", ["two", "one"])
+async def test_streams_outlive_an_engine_and_a_worker(tmp_path: Path, engines: str) -> None:
+    with running(tmp_path, settings(tmp_path, engines)) as service:
         service.wait_for(lambda: "serving on http" in service.log.read_text() or service.process.poll(), 300)
         async with AsyncClient(service.url, timeout=300, max_retries=0) as client:  # what is lost is seen
             wanted = [await switch(client, PROMPT, POLICY, 150, i, ignore_eos=True)() for i in range(8)]

@@ -45,6 +45,11 @@ class Checkpoint:
         return f"{heads} x {width}"
 
     @property
+    def layer_kinds(self) -> list[str]:
+        """Of attention, where the configuration tells layers apart."""
+        return sorted(set(getattr(self.config.get_text_config(), "layer_types", None) or ()))
+
+    @property
     def cache_bytes_per_token(self) -> int:
         heads, width = map(int, self.cache_width.split(" x "))
         layers: int = self.config.get_text_config().num_hidden_layers

@@ -152,6 +152,11 @@ def _fit_in_one(spec: WorkerSpec, a: Checkpoint, b: Checkpoint, options: Options
             f"one engine computes {a.dtype} logits of its draft model in {a.dtype}: leave engines at two, or accept it "
             "with float32_head: false"
         )
+    if len(a.layer_kinds) > 1:
+        raise UnsupportedModel(
+            f"model {spec.a.name} mixes {' and '.join(a.layer_kinds)}: vLLM 0.32 takes no such draft model; "
+            "leave engines at two"
+        )
     lengths = [loading.context_length(model, spec.max_len) for model in (a, b)]
     for what, ours, theirs in (
         ("columns of logits", a.columns, b.columns),
