@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,26 @@ def execute_model(self, *args, **kwargs):
         raise RuntimeError("simulated")
     return execute(self, *args, **kwargs)
 UniProcExecutor.execute_model = execute_model
-runpy.run_module("workers", run_name="__main__")
+if __name__ == "__main__":  # ranks of their own import this file
+    runpy.run_module("workers", run_name="__main__")
 """
 
 
-def settings(folder: Path, engines: str) -> dict[str, Any]:
-    environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_USE_V2_MODEL_RUNNER": "0", "OMP_NUM_THREADS": "1"}
+#: Engine options by what they try. With ranks of its own vLLM wants a NUMA node each, or to be told not to bind.
+PAIRS: dict[str, dict[str, Any]] = {
+    "two": {"engines": "two"},
+    "one": {"engines": "one"},
+    "parallel": {"engine": {"tensor_parallel_size": 2}},
+}
+
+
+def settings(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+    environment = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_USE_V2_MODEL_RUNNER": "0",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": "1",
+    }
     (folder / "faulty.py").write_text(FAULTY.format(fault=folder / "fault"))
     python = folder / "python"
     python.write_text(
@@ -47,8 +62,15 @@ def settings(folder: Path, engines: str) -> dict[str, Any]:
         "a": {"name": "base", "path": str(ROOT / "demo/base")},
         "b": {"name": "rl", "path": str(ROOT / "demo/rl")},
     }
-    pair = {"name": "demo", "backend": "vllm", "python": str(python), "options": {"engines": engines}, **models}
+    pair = {"name": "demo", "backend": "vllm", "python": str(python), "options": options, **models}
     return {"pairs": [pair], "resume_seconds": 300, "stop_seconds": 1}
+
+
+def ranks_of(worker: int) -> list[int]:
+    """vLLM's own processes under a worker: none, where its engines run in the worker itself."""
+    threads = Path(f"/proc/{worker}/task").glob("*/children")
+    children = [pid for thread in threads for pid in thread.read_text().split()]
+    return [int(pid) for pid in children if Path(f"/proc/{pid}/comm").read_text().startswith("VLLM")]
 
 
 async def disturbed(client: AsyncClient, disturb: Any) -> list[SwitchResponse]:
@@ -78,24 +100,33 @@ async def gone(pid: int) -> None:
             await asyncio.sleep(0.05)
 
 
-@pytest.mark.parametrize("engines", ["two", "one"])
-async def test_streams_outlive_an_engine_and_a_worker(tmp_path: Path, engines: str) -> None:
-    with running(tmp_path, settings(tmp_path, engines)) as service:
+@pytest.mark.parametrize("name", PAIRS)
+async def test_streams_outlive_an_engine_and_a_worker(tmp_path: Path, name: str) -> None:
+    with running(tmp_path, settings(tmp_path, PAIRS[name])) as service:
         service.wait_for(lambda: "serving on http" in service.log.read_text() or service.process.poll(), 300)
         async with AsyncClient(service.url, timeout=300, max_retries=0) as client:  # what is lost is seen
             wanted = [await switch(client, PROMPT, POLICY, 150, i, ignore_eos=True)() for i in range(8)]
             assert any("b" in result.leads for result in wanted)
 
             (first,) = service.workers
-            after_engine = await disturbed(client, (tmp_path / "fault").touch)
-            await gone(first)
+            ranks = ranks_of(first)
+            assert len(ranks) == (4 if name == "parallel" else 0)
+            fail = partial(os.kill, ranks[-1], signal.SIGKILL) if ranks else (tmp_path / "fault").touch
+            after_engine = await disturbed(client, fail)
+            for pid in (first, *ranks):
+                await gone(pid)
             assert "the worker of pair demo ended with code 4" in service.log.read_text()
 
             (second,) = service.workers
+            ranks = ranks_of(second)
             after_worker = await disturbed(client, lambda: os.kill(second, signal.SIGKILL))
             for got in (after_engine, after_worker):
                 for want, have in zip(wanted, got, strict=True):
                     same(want, have)
             (third,) = service.workers
+            for pid in (second, *ranks):
+                await gone(pid)
+            ranks = ranks_of(third)
         service.process.kill()
-        await gone(third)
+        for pid in (third, *ranks):
+            await gone(pid)
