@@ -7,8 +7,6 @@ the same forms without cancellation (`workers.sweeps` has the loops).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -16,6 +14,7 @@ import numpy.typing as npt
 
 from rl_onoff import divergence
 from workers import sweeps
+from workers.threads import in_parts
 from workers.vectorised import f4
 
 Column = npt.NDArray[np.float64]
@@ -136,7 +135,7 @@ def compare(
             out[part],
         )
 
-    _in_parts(work, count, threads)
+    in_parts(work, count, threads)
     found = iter(range(sweeps.FIRST_RENYI, out.shape[1]))
     columns: dict[str, Column] = {}
     for name, (base, value) in parsed.items():
@@ -170,14 +169,3 @@ def _overlaps(a: Rows, b: Rows, size: int, k: int) -> Column:
     """Row by row: array code over many rows at once would need many times their memory."""
     rows = ((a.float32(t, size)[None], b.float32(t, size)[None]) for t in range(a.values.shape[0]))
     return np.array([divergence.topk_overlap(p, q, k)[0] for p, q in rows], dtype=np.float64)
-
-
-def _in_parts(work: Any, count: int, threads: int) -> None:
-    threads = min(threads, count)
-    if threads < 2:
-        work(0, count)
-        return
-    cuts = [count * i // threads for i in range(threads + 1)]
-    with ThreadPoolExecutor(threads) as pool:  # the loops hold no lock of the interpreter's
-        for done in [pool.submit(work, *cut) for cut in pairwise(cuts)]:
-            done.result()

@@ -11,7 +11,7 @@ import numpy as np
 
 from rl_onoff import divergence
 from rl_onoff.policy import TOKEN_SIGNALS, Lead
-from workers import comparison, kernels, sampling
+from workers import comparison, kernels, sampling, threads
 from workers.wire import SamplingParams
 
 Rows = Any  # `[n, V]` float32 log-probabilities, numpy or torch
@@ -45,12 +45,57 @@ class Judgement:
         return values
 
 
+#: Tokens drawn already, and by how much each won (`sampling.draw`).
+Drawn = tuple[list[int], list[float]]
+
+
 def judge(
-    rows_a: Rows, rows_b: Rows, positions: Sequence[int], params: SamplingParams, signals: frozenset[str]
+    rows_a: Rows,
+    rows_b: Rows,
+    positions: Sequence[int],
+    params: SamplingParams,
+    signals: frozenset[str],
+    drawn_a: Drawn | None = None,
+    drawn_b: Drawn | None = None,
 ) -> Judgement:
-    """Judge rows `[n, V]` of A and B that predict the tokens at `positions`."""
-    tokens_a, gaps_a = sampling.draw(rows_a, params, positions)
-    tokens_b, gaps_b = sampling.draw(rows_b, params, positions)
+    """Judge rows `[n, V]` of A and B that predict the tokens at `positions`; `drawn_*` are not drawn again."""
+    host_a, host_b = sampling.on_host(rows_a), sampling.on_host(rows_b)
+    if host_a is None or host_b is None or host_a.size < threads.WORTH:
+        return _judge(rows_a, rows_b, positions, params, signals, drawn_a, drawn_b)
+
+    def part(begin: int, end: int) -> Judgement:
+        here = slice(begin, end)
+        cut_a, cut_b = (drawn and (drawn[0][here], drawn[1][here]) for drawn in (drawn_a, drawn_b))
+        return _judge(host_a[here], host_b[here], positions[here], params, signals, cut_a, cut_b)
+
+    return _joined(threads.in_parts(part, host_a.shape[0], threads.processors()))
+
+
+def _joined(parts: Sequence[Judgement]) -> Judgement:
+    if len(parts) == 1:
+        return parts[0]
+    columns = {name: [value for part in parts for value in part.values[name]] for name in parts[0].values}
+    return Judgement(
+        [token for part in parts for token in part.tokens_a],
+        [token for part in parts for token in part.tokens_b],
+        [gap for part in parts for gap in part.gaps_a],
+        [gap for part in parts for gap in part.gaps_b],
+        columns,
+        parts[0].delta_logp,
+    )
+
+
+def _judge(
+    rows_a: Rows,
+    rows_b: Rows,
+    positions: Sequence[int],
+    params: SamplingParams,
+    signals: frozenset[str],
+    drawn_a: Drawn | None,
+    drawn_b: Drawn | None,
+) -> Judgement:
+    tokens_a, gaps_a = drawn_a or sampling.draw(rows_a, params, positions)
+    tokens_b, gaps_b = drawn_b or sampling.draw(rows_b, params, positions)
     of_tokens = signals.intersection(TOKEN_SIGNALS)
     if "delta_logp" in signals:
         of_tokens |= {"delta_logp_a", "delta_logp_b"}

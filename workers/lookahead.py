@@ -53,7 +53,11 @@ async def switch_generate(pair: Pair, job: SwitchGenerate) -> AsyncIterator[Fram
             rows_a, rows_b = (draft.rows, other) if drafter == "a" else (other, draft.rows)
             first = len(ids)
             positions = range(first, first + len(draft.tokens))
-            verdict, seconds = await pair.compute(_timed, judge, rows_a, rows_b, positions, job.sampling, measures)
+            drawn = None if draft.gaps is None else (draft.tokens, draft.gaps)
+            drawn_a, drawn_b = (drawn, None) if drafter == "a" else (None, drawn)
+            verdict, seconds = await pair.compute(
+                _timed, judge, rows_a, rows_b, positions, job.sampling, measures, drawn_a, drawn_b
+            )
             paces.judged(len(positions), seconds)
 
             led = state.lead

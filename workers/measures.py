@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -11,6 +10,7 @@ import numpy as np
 from rl_onoff.errors import InternalError
 from workers import comparison
 from workers.comparison import Rows
+from workers.threads import processors
 from workers.wire import Array, Compare, Values
 
 KERNEL = "streaming float32"
@@ -30,7 +30,7 @@ def values(a: Rows, b: Rows, job: Compare, begin: int, vocab_size: int) -> Value
             ids,
             vocab_size=vocab_size,
             temperature=job.temperature,
-            threads=_threads(),
+            threads=processors(),
         )
     if np.isnan(found.logprobs_a).any():
         raise InternalError("the model gave NaN instead of probabilities: its numbers overflow in this dtype")
@@ -74,8 +74,3 @@ def merged(rows: Rows, ids: Sequence[int], temperature: float) -> Iterator[Rows]
         yield Rows(values, "float32")
     finally:
         values[:, columns] = before
-
-
-def _threads() -> int:
-    """The processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -87,7 +87,7 @@ def draw(rows: Array, params: SamplingParams, positions: Sequence[int]) -> tuple
     """
     host = on_host(rows)
     if host is None or params.temperature == 0:
-        return draw_by_arrays(rows, params, positions)
+        return draw_by_arrays(rows if host is None else host, params, positions)
     places = np.asarray(list(positions), dtype=np.int64)
     if filters(params, rows.shape[-1]):
         tokens, gaps = kernels.draw_rows(scores(host, params), 1.0, params.seed, places)

@@ -118,15 +118,19 @@ async def test_nan_fails_its_own_job_and_stays_in_no_slot(llama: Case) -> None:
     assert [(await tokens(llama, job))[0] for job in jobs] == [want[0] for want in wanted]
 
 
-async def test_a_draw_that_fails_fails_alone(llama: Case, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("worth", [1, 1 << 40])
+async def test_a_draw_that_fails_fails_alone(llama: Case, monkeypatch: Any, worth: int) -> None:
+    """Also where draws are made side by side."""
     from workers import sampling
 
-    def choose(rows: Any, params: SamplingParams, positions: Any) -> list[int]:
+    def draw(rows: Any, params: SamplingParams, positions: Any) -> tuple[list[int], list[float]]:
         if params.seed == 2:
             raise RuntimeError("simulated")
-        return sampling.choose(rows, params, positions)
+        return sampling.draw(rows, params, positions)
 
-    monkeypatch.setattr("workers.backends.hf.calls.choose", choose)
+    monkeypatch.setattr("workers.threads.WORTH", worth)
+    monkeypatch.setattr("workers.threads.processors", lambda: 3)
+    monkeypatch.setattr("workers.backends.hf.calls.draw", draw)
     policy = {"kind": "always_a"}
     jobs = [SwitchGenerate(llama.prompt(5), 10, SamplingParams(seed=i), policy, ignore_eos=True) for i in range(4)]
     results = await asyncio.gather(*(tokens(llama, job) for job in jobs), return_exceptions=True)

@@ -55,6 +55,27 @@ def test_signals(library: str, dtype: str, temperature: float) -> None:
             assert recorded["js"] == verdict.values["js"][i]
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("processors", [1, 3, 64])
+def test_what_was_drawn_is_not_drawn_again_and_parts_are_judged_as_the_whole(
+    monkeypatch: pytest.MonkeyPatch, temperature: float, processors: int
+) -> None:
+    a, b = rows(1, 7), rows(2, 7)
+    params, positions = SamplingParams(temperature=temperature, seed=5), range(10, 17)
+    whole = judge(a, b, positions, params, ALL)
+    monkeypatch.setattr("workers.threads.WORTH", 1)
+    monkeypatch.setattr("workers.threads.processors", lambda: processors)
+    for given in ((a, b), (torch.from_numpy(a), torch.from_numpy(b))):
+        assert judge(*given, positions, params, ALL) == whole
+    mine = ([1, 2, 3, 4, 5, 6, 7], [0.1] * 7)
+    judged = judge(a, b, positions, params, frozenset({"prob_of_a_in_b"}), mine)
+    assert (judged.tokens_a, judged.gaps_a) == mine
+    assert judged.tokens_b == whole.tokens_b
+    want = np.exp(b[np.arange(7), mine[0]].astype(np.float64))
+    assert judged.values["prob_of_a_in_b"] == pytest.approx(want)
+    assert judge(a, b, positions, params, frozenset(), None, mine).tokens_b == mine[0]
+
+
 def test_only_what_is_asked_for_is_computed() -> None:
     verdict = judge(rows(1), rows(2), range(6), SamplingParams(), frozenset({"js", "delta_logp_b"}))
     assert verdict.values.keys() == {"js", "delta_logp_b"}

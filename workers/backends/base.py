@@ -29,10 +29,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """n tokens and the rows `[n, V]` that predicted them."""
+    """n tokens and the rows `[n, V]` that predicted them; `gaps` by how much each won, where the drawing told."""
 
     tokens: list[int]
     rows: Rows
+    gaps: list[float] | None = None
 
 
 class CachedSequence(Protocol):

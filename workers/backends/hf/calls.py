@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from rl_onoff.errors import InternalError
 from workers.backends.base import Draft
-from workers.sampling import choose
+from workers.sampling import draw, on_host
 from workers.wire import SamplingParams
 
 
@@ -52,10 +53,17 @@ class RowsCall:
         """Rows asked for."""
         return len(self.ids) - self.start + 1
 
-    def absorb(self, rows: torch.Tensor) -> Any:
-        """The answer, once these rows complete it; None if the call goes on."""
-        if rows.amax(-1).isnan().any():
+    def look(self, rows: torch.Tensor) -> None:
+        """What takes a processor's time over rows just computed, beside other calls': array work of one thread alone.
+
+        Raises InternalError for NaN.
+        """
+        host = on_host(rows)
+        if np.isnan(host.max()) if host is not None else rows.amax(-1).isnan().any():
             raise InternalError("the model gave NaN instead of probabilities: its numbers overflow in this dtype")
+
+    def absorb(self, rows: torch.Tensor) -> Any:
+        """The answer, once these rows, which were looked at, complete it; None if the call goes on."""
         return rows
 
 
@@ -72,20 +80,26 @@ class DraftCall(RowsCall):
     params: SamplingParams
     eos: frozenset[int]
     drawn: list[torch.Tensor] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)  # of the row looked at last
 
     @property
     def remaining(self) -> int:
         return self.count - len(self.drawn)
 
+    def look(self, rows: torch.Tensor) -> None:
+        RowsCall.look(self, rows)
+        self.tokens, gaps = draw(rows, self.params, [len(self.ids)])
+        self.gaps += gaps
+
     def absorb(self, rows: torch.Tensor) -> Draft | None:
-        RowsCall.absorb(self, rows)
-        token = choose(rows, self.params, [len(self.ids)])[0]
+        (token,) = self.tokens
         self.drawn.append(rows)
         self.ids.append(token)
         self.start = len(self.ids)
         if self.remaining and token not in self.eos:
             return None
-        return Draft(self.ids[-len(self.drawn) :], torch.cat(self.drawn))
+        return Draft(self.ids[-len(self.drawn) :], torch.cat(self.drawn), self.gaps)
 
 
 @dataclass(slots=True, eq=False)

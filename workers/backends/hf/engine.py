@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 
 from rl_onoff.errors import ShuttingDown
+from workers import threads
 from workers.backends.hf.calls import BatchedModel, ComputeCall, DraftCall, RowsCall
 
 T = TypeVar("T")
@@ -123,12 +124,12 @@ class Engine:
             self.steps += 1
             calls.sort(key=lambda call: call.slot.index)  # neighbouring slots are read in place
             batch, error = _attempt(partial(calls[0].model.forward, calls))
-            for call, rows in zip(calls, batch or [None] * len(calls), strict=True):
+            answers = _absorbed(calls, batch) if batch is not None else []
+            for call, (answer, own) in zip(calls, answers or [(None, None)] * len(calls), strict=True):
                 call.passes += 1
                 if error is not None:
                     finished.append((call.future, None, error))
                     continue
-                answer, own = (None, None) if rows is None else _attempt(partial(call.absorb, rows))
                 if own is not None:
                     call.model.discard(call)
                 if answer is None and own is None:
@@ -163,6 +164,25 @@ def _may_wait(call: RowsCall, shape: int, rests: list[int]) -> bool:
     """
     judges = call.wanted > 1 and 1 < shape <= _JUDGED and not isinstance(call, DraftCall)
     return judges and call.waited < call.wanted and any(rest <= call.wanted for rest in rests)
+
+
+def _absorbed(calls: list[RowsCall], batch: list[torch.Tensor | None]) -> list[tuple[Any, BaseException | None]]:
+    """What each call makes of its rows: drawing from them is done side by side."""
+
+    def look(begin: int, end: int) -> list[BaseException | None]:
+        return [
+            None if rows is None else _attempt(partial(call.look, rows))[1]
+            for call, rows in zip(calls[begin:end], batch[begin:end], strict=True)
+        ]
+
+    entries = sum(rows.numel() for rows in batch if rows is not None)
+    worth = entries >= 4 * threads.WORTH  # after a pass the library's own threads keep the processors for a while
+    parts = threads.in_parts(look, len(calls), threads.processors() if worth else 1)
+    errors = [error for part in parts for error in part]
+    return [
+        (None, error) if rows is None or error is not None else _attempt(partial(call.absorb, rows))
+        for call, rows, error in zip(calls, batch, errors, strict=True)
+    ]
 
 
 def _attempt(run: Callable[[], T]) -> tuple[T | None, BaseException | None]:
