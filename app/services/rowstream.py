@@ -1,4 +1,4 @@
-"""Whole rows as a safetensors file that is written while the worker computes: no more than a chunk of it is held.
+"""Whole rows as a safetensors file that is written while the worker computes: of it a chunk is held, and the next.
 
 The header comes first and names every length, which are all known. Then the tokens' ids, then the rows of each item in
 turn, and last what is small and known only at the end. A failure cuts the body short of its declared length.
@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from app.services.ahead import ahead
 from app.services.cache.frames import CachedFrames
-from app.services.gate import cost
+from app.services.gate import Ticket, cost
 from app.services.ids import new_id
 from app.services.registry import ServedModel
 from app.services.safetensors import header, size_of
@@ -83,20 +84,28 @@ async def _parts(model: ServedModel, jobs: Sequence[Score], cached: CachedFrames
         logprobs: list[bytes] = []
         entropies: list[bytes] = []
         sent = len(ids)
-        for job in jobs:
-            left = len(job.ids) - job.start
-            async with aclosing(cached.run(model.pair, job, ticket)) as frames:
-                async for frame in frames:
-                    if isinstance(frame, Rows):
-                        left -= frame.values.shape[0]
-                        logprobs.append(frame.token_logprobs.numpy().astype("<f8").tobytes())
-                        entropies.append(frame.entropy.numpy().astype("<f8").tobytes())
-                        sent += len(frame.values.data)
-                        yield ids + frame.values.data if ids else frame.values.data
-                        ids = b""
-            if left:
-                raise InternalError("the worker scored another number of positions than asked for")
+        async with aclosing(ahead(_rows(model, jobs, cached, ticket))) as chunks:
+            async for rows in chunks:
+                logprobs.append(rows.token_logprobs.numpy().astype("<f8").tobytes())
+                entropies.append(rows.entropy.numpy().astype("<f8").tobytes())
+                sent += len(rows.values.data)
+                yield ids + rows.values.data if ids else rows.values.data
+                ids = b""
         yield bytes(-sent % 8) + b"".join(logprobs) + b"".join(entropies)
+
+
+async def _rows(
+    model: ServedModel, jobs: Sequence[Score], cached: CachedFrames, ticket: Ticket
+) -> AsyncGenerator[Rows, None]:
+    for job in jobs:
+        left = len(job.ids) - job.start
+        async with aclosing(cached.run(model.pair, job, ticket)) as frames:
+            async for frame in frames:
+                if isinstance(frame, Rows):
+                    left -= frame.values.shape[0]
+                    yield frame
+        if left:
+            raise InternalError("the worker scored another number of positions than asked for")
 
 
 async def _joined(first: list[bytes], rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:

@@ -1,7 +1,8 @@
-"""A stream of rows takes no more from the worker than it has given away."""
+"""A stream of rows takes no more from the worker than it has given away, and the next."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from types import SimpleNamespace
 from typing import Any
@@ -47,12 +48,13 @@ async def stream(lengths: list[int], lost: int = 0) -> tuple[rowstream.RowStream
 
 async def test_parts_are_made_as_they_are_taken() -> None:
     rows, made = await stream([7, 1, 12])
-    assert len(made) == 1
+    assert len(made) <= 2
     total = taken = 0
     async for part in rows.parts:
         total += len(part)
         taken += 1
-        assert len(made) <= taken
+        await asyncio.sleep(0.001)
+        assert len(made) <= taken + 1
     assert total == rows.length
     assert len(made) == 3 + 1 + 4
 
