@@ -175,7 +175,8 @@ def _absorbed(calls: list[RowsCall], batch: list[torch.Tensor | None]) -> list[t
             for call, rows in zip(calls[begin:end], batch[begin:end], strict=True)
         ]
 
-    entries = sum(rows.numel() for rows in batch if rows is not None)
+    drafts = zip(calls, batch, strict=True)
+    entries = sum(rows.numel() for call, rows in drafts if rows is not None and isinstance(call, DraftCall))
     worth = entries >= 4 * threads.WORTH  # after a pass the library's own threads keep the processors for a while
     parts = threads.in_parts(look, len(calls), threads.processors() if worth else 1)
     errors = [error for part in parts for error in part]
