@@ -144,9 +144,10 @@ class Running:
 
     @property
     def values(self) -> int:
-        """How many a whole answer holds, about."""
-        used = self.usage()
-        return used.total_tokens * (2 + (self._logprobs or 0))
+        """How many a whole answer holds, about. Every choice may echo its prompt."""
+        written = sum(len(choice.generation.token_ids) for choice in self.choices if choice.generation is not None)
+        echoed = sum(len(choice.prompt.ids) for choice in self.choices)
+        return (written + echoed) * (2 + (self._logprobs or 0))
 
     def token(self, choice: Choice, piece: Piece) -> dict[str, Any]:
         """Our members of one token's chunk."""
