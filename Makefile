@@ -11,7 +11,7 @@ VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_STAMP := $(VLLM_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vllm test-sglang test-lm-eval test-web test-ray soak check format bench clean
+.PHONY: help setup demo test test-triton test-vllm test-sglang test-lm-eval test-web test-ray soak check format bench clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -30,6 +30,20 @@ demo: setup ## serve the shipped pair and show the main job (DEMO_ONCE=1: stop a
 
 test: setup ## run the tests
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+
+# The GPU's loops in Triton's interpreter, on the processor; 1 GB, of which torch's CPU build wants to know nothing else.
+TRITON_LIB ?= .venv-triton
+TRITON_STAMP := $(TRITON_LIB)/.installed
+IN_TRITON := TRITON_INTERPRET=1 PYTHONPATH=$(CURDIR)/$(TRITON_LIB) OMP_WAIT_POLICY=PASSIVE
+
+$(TRITON_STAMP): Makefile | setup
+	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(TRITON_LIB) triton==3.9.0
+	@touch $@
+
+test-triton: setup $(TRITON_STAMP) ## run the GPU's loops in an interpreter, and compile them for GPUs
+	$(IN_TRITON) $(BIN)/python -m pytest tests/triton
+	RL_ONOFF_TEST_BACKEND=hf_triton $(IN_TRITON) $(BIN)/python -m pytest -p tests.contract.backends.hf_triton \
+		tests/contract/test_backend.py tests/contract/test_fused.py -k 'not (gemma or qwen or gpt2 or mistral)'
 
 # Alone on the machine: its neighbours' load is in the figures. KILLS=50 SOAK_MINUTES=20 FIGURES=file; half an hour.
 soak: setup ## run the long tests of load and faults (docs/reliability.md)

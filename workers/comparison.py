@@ -6,7 +6,7 @@ the same forms without cancellation (`workers.sweeps` has the loops).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -34,7 +34,7 @@ _COLUMNS: Final = {
     "rank_of_a_in_b": sweeps.RANK_OF_A,
     "rank_of_b_in_a": sweeps.RANK_OF_B,
 }
-_DISTANCES: Final = frozenset({"js", "kl_ab", "kl_ba", "tv", "entropy_a", "entropy_b"})
+_DISTANCES: Final = ("js", "kl_ab", "kl_ba", "tv", "entropy_a", "entropy_b")
 
 
 class Rows(NamedTuple):
@@ -82,6 +82,42 @@ class Compared(NamedTuple):
     top1_agree: Column
 
 
+class Plan(NamedTuple):
+    """What is asked of every pair of rows: measures by name, as `divergence.parse` reads them, and Rényi's orders.
+
+    An order is negative where the divergence is that of (B, A).
+    """
+
+    parsed: dict[str, tuple[str, float | None]]
+    orders: list[float]
+
+    @classmethod
+    def of(cls, measures: Iterable[str]) -> Plan:
+        parsed = {name: divergence.parse(name) for name in measures}
+        signs = {"renyi": 1, "renyi_ba": -1}
+        return cls(parsed, [signs[base] * value for base, value in parsed.values() if base in signs and value])
+
+    def asks(self, *bases: str) -> bool:
+        return any(base in bases for base, _ in self.parsed.values())
+
+    def compared(self, out: Column, overlaps: Callable[[int], Column]) -> Compared:
+        """Columns `[n, FIRST_RENYI + orders]` of `workers.sweeps` by name; `overlaps` gives `topk_overlap`."""
+        found = iter(range(sweeps.FIRST_RENYI, out.shape[1]))
+        columns: dict[str, Column] = {}
+        for name, (base, value) in self.parsed.items():
+            if base in ("renyi", "renyi_ba"):
+                columns[name] = out[:, next(found)].copy()
+            elif base == "topk_overlap" and value is not None:
+                columns[name] = overlaps(int(value))
+            elif base == "top1_agree":
+                columns[name] = _agreement(out)
+            elif base == "delta_logp":
+                columns[name] = _difference(out)
+            else:
+                columns[name] = out[:, _COLUMNS[base]].copy()
+        return Compared(columns, out[:, sweeps.TOKEN_A].copy(), out[:, sweeps.TOKEN_B].copy(), _agreement(out))
+
+
 def compare(
     a: Rows,
     b: Rows,
@@ -98,22 +134,18 @@ def compare(
     Rows are logits, or log-probabilities, which are normalised again unless `normalised` says that they are. Scratch
     memory: 32 kB a thread (`topk_overlap`: a few rows).
     """
-    parsed = {name: divergence.parse(name) for name in measures}
+    plan = Plan.of(measures)
     if a.form != b.form:
         a, b = a.widened(), b.widened()
     size = a.values.shape[1] if vocab_size is None else vocab_size
     count = a.values.shape[0]
-    asked = {base for base, _ in parsed.values()}
-    orders = [
-        value if base == "renyi" else -value for base, value in parsed.values() if value and base.startswith("renyi")
-    ]
-    out = np.empty((count, sweeps.FIRST_RENYI + len(orders)))
-    plan = np.array(
+    out = np.empty((count, sweeps.FIRST_RENYI + len(plan.orders)))
+    sums = np.array(
         [
-            bool(asked & _DISTANCES),
-            "hellinger" in asked,
-            "rank_of_b_in_a" in asked,
-            "rank_of_a_in_b" in asked,
+            plan.asks(*_DISTANCES),
+            plan.asks("hellinger"),
+            plan.asks("rank_of_b_in_a"),
+            plan.asks("rank_of_a_in_b"),
             normalised,
         ]
     )
@@ -130,26 +162,13 @@ def compare(
             size,
             f4(scale),
             ids[part],
-            plan,
-            np.array(orders, dtype=np.float64),
+            sums,
+            np.array(plan.orders, dtype=np.float64),
             out[part],
         )
 
     in_parts(work, count, threads)
-    found = iter(range(sweeps.FIRST_RENYI, out.shape[1]))
-    columns: dict[str, Column] = {}
-    for name, (base, value) in parsed.items():
-        if base.startswith("renyi"):
-            columns[name] = out[:, next(found)].copy()
-        elif base == "topk_overlap" and value is not None:
-            columns[name] = _overlaps(a, b, size, int(value))
-        elif base == "top1_agree":
-            columns[name] = _agreement(out)
-        elif base == "delta_logp":
-            columns[name] = _difference(out)
-        else:
-            columns[name] = out[:, _COLUMNS[base]].copy()
-    return Compared(columns, out[:, sweeps.TOKEN_A].copy(), out[:, sweeps.TOKEN_B].copy(), _agreement(out))
+    return plan.compared(out, lambda k: _overlaps(a, b, size, k))
 
 
 def _agreement(out: Column) -> Column:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
-from workers import comparison, scoring
+from workers import scoring
 from workers.backends.base import Pair, together
 from workers.measures import values
 from workers.wire import Compare, Done, Frame, Usage, Values
@@ -31,7 +31,8 @@ class HiddenSequence(Protocol):
     def forwards(self) -> int: ...
 
 
-Logits = Callable[[Hidden], comparison.Rows]
+#: `[n, H]` -> `[n, columns]` as `measures.values` takes them.
+Logits = Callable[[Hidden], Any]
 
 
 async def compare(

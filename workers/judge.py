@@ -11,7 +11,7 @@ import numpy as np
 
 from rl_onoff import divergence
 from rl_onoff.policy import TOKEN_SIGNALS, Lead
-from workers import comparison, kernels, sampling, threads
+from workers import comparison, device, kernels, sampling, threads
 from workers.wire import SamplingParams
 
 Rows = Any  # `[n, V]` float32 log-probabilities, numpy or torch
@@ -118,13 +118,16 @@ def measure(rows_a: Rows, rows_b: Rows, measures: Iterable[str], token_ids: Any 
     A measure comes from the same loop whatever else is asked for: what is recorded must not turn a decision.
     """
     names = set(measures)
+    if token_ids is None and "delta_logp" in names:
+        raise ValueError("delta_logp needs the scored token_ids")
+    if device.reaches(rows_a) and device.reaches(rows_b):
+        ids = [0] * rows_a.shape[0] if token_ids is None else token_ids
+        return device.compare(rows_a, rows_b, names, ids, normalised=True).measures
     host_a, host_b = sampling.on_host(rows_a), sampling.on_host(rows_b)
     if host_a is None or host_b is None or host_a.dtype != np.float32:
         return divergence.compute(rows_a, rows_b, names, token_ids)
     found = {name: _COMPILED[name](host_a, host_b) for name in names & _COMPILED.keys()}
     if rest := names - _COMPILED.keys():
-        if token_ids is None and "delta_logp" in rest:
-            raise ValueError("delta_logp needs the scored token_ids")
         ids = np.zeros(host_a.shape[0], np.int64) if token_ids is None else sampling.to_numpy(token_ids)
         rows = (comparison.Rows.of(host_a), comparison.Rows.of(host_b))
         found |= comparison.compare(*rows, rest, ids, normalised=True).measures

@@ -26,19 +26,19 @@ def _js_block(p, q):  # type: ignore[no-untyped-def]
         # Below -200 a probability is 0 in float32; the clamp keeps -inf out of the arithmetic.
         a = max(p[i], f4(-200.0))
         b = max(q[i], f4(-200.0))
-        pa, pb = exp(a), exp(b)
         d = b - a
         size = abs(d)
-        near = f4(size < f4(0.25))
-        # Near: mean times f(tanh(d/2)) by its series. Far: p log(p/m) + q log(q/m). A blend vectorises, a branch not.
-        half = f4(0.5) * d * near
-        square = half * half
-        tanh = half * (f4(1) + square * (f4(-1 / 3) + square * (f4(2 / 15) + square * f4(-17 / 315))))
-        t2 = tanh * tanh
-        series = (pa + pb) * t2 * (f4(0.5) + t2 * (f4(1 / 12) + t2 * (f4(1 / 30) + t2 * f4(1 / 56))))
-        larger = log_of_share(exp(-size))  # log of the larger of p, q over m; the smaller's is `size` less
-        far = pa * (larger - f4(0.5) * (size + d)) + pb * (larger - f4(0.5) * (size - d))
-        total += series + (f4(1.0) - near) * far
+        ratio = exp(-size)
+        most = exp(a if d < f4(0) else b)
+        least = most * ratio
+        both = most + least
+        # Near: the series of twice JS in d. Far: p log(p/m) + q log(q/m). Both are made: a branch does not vectorise.
+        near = size < f4(0.25)
+        c = d if near else f4(0)
+        c2 = c * c
+        series = both * (c2 * (f4(1 / 8) + c2 * (f4(-1 / 64) + c2 * (f4(1 / 576) + c2 * f4(-17 / 92160)))))
+        closed = both * log_of_share(ratio) - least * size
+        total += series if near else closed
     return total
 
 

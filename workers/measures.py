@@ -4,34 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rl_onoff.errors import InternalError
-from workers import comparison
-from workers.comparison import Rows
+from workers import comparison, device
+from workers.comparison import Compared, Rows
 from workers.threads import processors
 from workers.wire import Array, Compare, Values
+
+if TYPE_CHECKING:
+    import torch
 
 KERNEL = "streaming float32"
 
 
-def values(a: Rows, b: Rows, job: Compare, begin: int, vocab_size: int) -> Values:
+def values(a: Rows | torch.Tensor, b: Rows | torch.Tensor, job: Compare, begin: int, vocab_size: int) -> Values:
     """What `job` asks of A's and B's rows (logits, or log-probabilities) of its positions from `begin` on.
 
-    Raises InternalError where a model gave no distribution.
+    Both on the processor, or both tensors that `device.reaches`. Raises InternalError where a model gave no
+    distribution.
     """
-    ids = solution(job, begin, a.values.shape[0])
-    with merged(a, job.merge, job.temperature) as left, merged(b, job.merge, job.temperature) as right:
-        found = comparison.compare(
-            left,
-            right,
-            job.measures,
-            ids,
-            vocab_size=vocab_size,
-            temperature=job.temperature,
-            threads=processors(),
-        )
+    if isinstance(a, Rows) and isinstance(b, Rows):
+        found, kernel = _on_processor(a, b, job, begin, vocab_size), KERNEL
+    else:
+        found, kernel = _on_device(a, b, job, begin, vocab_size), device.KERNEL
     if np.isnan(found.logprobs_a).any():
         raise InternalError("the model gave NaN instead of probabilities: its numbers overflow in this dtype")
     return Values(
@@ -40,8 +38,39 @@ def values(a: Rows, b: Rows, job: Compare, begin: int, vocab_size: int) -> Value
         logprobs_a=Array.of(found.logprobs_a),
         logprobs_b=Array.of(found.logprobs_b),
         top1_agree=Array.of(found.top1_agree),
-        kernel=KERNEL,
+        kernel=kernel,
     )
+
+
+def _on_processor(a: Rows, b: Rows, job: Compare, begin: int, vocab_size: int) -> Compared:
+    ids = solution(job, begin, a.values.shape[0])
+    with merged(a, job.merge, job.temperature) as left, merged(b, job.merge, job.temperature) as right:
+        return comparison.compare(
+            left,
+            right,
+            job.measures,
+            ids,
+            vocab_size=vocab_size,
+            temperature=job.temperature,
+            threads=processors(),
+        )
+
+
+def _on_device(a: torch.Tensor, b: torch.Tensor, job: Compare, begin: int, vocab_size: int) -> Compared:
+    ids = solution(job, begin, a.shape[0])
+    if len(job.merge) > 1:
+        a, b = (_merged(rows, job.merge, job.temperature) for rows in (a, b))
+    return device.compare(a, b, job.measures, ids, vocab_size=vocab_size, temperature=job.temperature)
+
+
+def _merged(rows: torch.Tensor, ids: Sequence[int], temperature: float) -> torch.Tensor:
+    """As `merged`, in a float32 copy."""
+    columns = list(ids)
+    total = (rows[:, columns].double() / temperature).logsumexp(-1) * temperature
+    rows = rows.float().clone()
+    rows[:, columns] = -float("inf")
+    rows[:, columns[0]] = total.float()
+    return rows
 
 
 def solution(job: Compare, begin: int, count: int) -> list[int]:

@@ -19,7 +19,7 @@ import array_api_compat
 import numpy as np
 
 from rl_onoff.philox import STREAM_TOKENS, philox4x32
-from workers import kernels
+from workers import device, kernels
 from workers.wire import SamplingParams
 
 Array = Any  # a numpy array or torch tensor
@@ -85,6 +85,49 @@ def draw(rows: Array, params: SamplingParams, positions: Sequence[int]) -> tuple
 
     inf where nothing else could be drawn. A change of what the filters keep is not considered.
     """
+    return (
+        draw_each(rows, [params] * len(positions), positions)
+        if device.reaches(rows)
+        else _draw(rows, params, positions)
+    )
+
+
+def draw_each(rows: Array, params: Sequence[SamplingParams], positions: Sequence[int]) -> tuple[list[int], list[float]]:
+    """`draw` from rows `[n, V]` of different requests, each with its own parameters: on a GPU together."""
+    if not device.reaches(rows):
+        drawn = [_draw(rows[i : i + 1], one, [positions[i]]) for i, one in enumerate(params)]
+        return [token for (token,), _ in drawn], [gap for _, (gap,) in drawn]
+    xp = array_api_compat.array_namespace(rows)
+    tokens, gaps = [-1] * len(params), [math.inf] * len(params)
+    kinds = ["greedy" if p.temperature == 0 else "filtered" if filters(p, rows.shape[-1]) else "plain" for p in params]
+    for kind in dict.fromkeys(kinds):
+        mine = [i for i, other in enumerate(kinds) if other == kind]
+        own = rows if len(mine) == len(kinds) else rows[mine]
+        temperatures = [params[i].temperature for i in mine]
+        if kind == "greedy":
+            found = _best(own)
+        else:
+            if kind == "filtered":
+                own = xp.concat([scores(own[j : j + 1], params[i]) for j, i in enumerate(mine)])
+            scales = [1.0] * len(mine) if kind == "filtered" else temperatures
+            found = device.draw(own, scales, [params[i].seed for i in mine], [positions[i] for i in mine])
+        for i, token, gap in zip(mine, *found, strict=True):
+            tokens[i], gaps[i] = token, gap * params[i].temperature if kind == "filtered" else gap
+    return tokens, gaps
+
+
+def _best(rows: Array) -> tuple[list[int], list[float]]:
+    """The best token of each row, and its lead."""
+    xp = array_api_compat.array_namespace(rows)
+    tokens = xp.argmax(rows, axis=-1)
+    others = xp.where(
+        xp.arange(rows.shape[-1], device=array_api_compat.device(rows))[None] == tokens[:, None], -math.inf, rows
+    )
+    gaps = xp.max(rows, axis=-1) - xp.max(others, axis=-1)
+    return tokens.tolist(), gaps.tolist()
+
+
+def _draw(rows: Array, params: SamplingParams, positions: Sequence[int]) -> tuple[list[int], list[float]]:
     host = on_host(rows)
     if host is None or params.temperature == 0:
         return draw_by_arrays(rows if host is None else host, params, positions)
@@ -98,17 +141,10 @@ def draw(rows: Array, params: SamplingParams, positions: Sequence[int]) -> tuple
 
 def draw_by_arrays(rows: Array, params: SamplingParams, positions: Sequence[int]) -> tuple[list[int], list[float]]:
     """What `draw` means, in array operations: on devices, and to check the kernel by."""
-    xp = array_api_compat.array_namespace(rows)
     if params.temperature == 0:
-        noisy = rows
-    else:
-        noisy = scores(rows, params) + gumbel(params.seed, positions, rows.shape[-1], rows)
-    tokens = xp.argmax(noisy, axis=-1)
-    others = xp.where(
-        xp.arange(rows.shape[-1], device=array_api_compat.device(rows))[None] == tokens[:, None], -math.inf, noisy
-    )
-    gaps = (xp.max(noisy, axis=-1) - xp.max(others, axis=-1)) * (params.temperature or 1.0)
-    return [int(token) for token in tokens], [float(gap) for gap in gaps]
+        return _best(rows)
+    tokens, gaps = _best(scores(rows, params) + gumbel(params.seed, positions, rows.shape[-1], rows))
+    return tokens, [gap * params.temperature for gap in gaps]
 
 
 def on_host(rows: Array) -> np.ndarray[Any, np.dtype[Any]] | None:

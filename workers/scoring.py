@@ -10,7 +10,7 @@ import array_api_compat
 import numpy as np
 
 from rl_onoff import divergence
-from workers import comparison
+from workers import comparison, device
 from workers.backends.base import Pair, both_sequences, together
 from workers.judge import measure
 from workers.measures import solution as measured_ids
@@ -98,6 +98,8 @@ def _measure(rows_a: Any, rows_b: Any, job: Compare, begin: int, solution: list[
     host_a, host_b = on_host(rows_a), on_host(rows_b)
     if host_a is not None and host_b is not None and host_a.dtype == host_b.dtype == np.float32:
         return values(comparison.Rows.of(host_a), comparison.Rows.of(host_b), job, begin, host_a.shape[1])
+    if device.reaches(rows_a) and device.reaches(rows_b):
+        return values(rows_a, rows_b, job, begin, rows_a.shape[1])
     xp = array_api_compat.array_namespace(rows_a)
     rows_a, rows_b = at_temperature(rows_a, job.temperature), at_temperature(rows_b, job.temperature)
     if len(job.merge) > 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ import torch
 
 from rl_onoff.errors import InternalError
 from workers.backends.base import Draft
-from workers.sampling import draw, on_host
+from workers.sampling import draw, draw_each, on_host
 from workers.wire import SamplingParams
 
 
@@ -59,12 +59,16 @@ class RowsCall:
         Raises InternalError for NaN.
         """
         host = on_host(rows) if rows.dtype == torch.float32 else None  # numpy has no bfloat16
-        if np.isnan(host.max()) if host is not None else rows.amax(-1).isnan().any():
-            raise InternalError("the model gave NaN instead of probabilities: its numbers overflow in this dtype")
+        if np.isnan(host.max()) if host is not None else rows.amax().isnan():
+            raise _overflow()
 
     def absorb(self, rows: torch.Tensor) -> Any:
         """The answer, once these rows, which were looked at, complete it; None if the call goes on."""
         return rows
+
+
+def _overflow() -> InternalError:
+    return InternalError("the model gave NaN instead of probabilities: its numbers overflow in this dtype")
 
 
 @dataclass(slots=True, eq=False)
@@ -100,6 +104,28 @@ class DraftCall(RowsCall):
         if self.remaining and token not in self.eos:
             return None
         return Draft(self.ids[-len(self.drawn) :], torch.cat(self.drawn), self.gaps)
+
+
+def look_together(calls: Sequence[RowsCall], batch: Sequence[torch.Tensor | None]) -> list[BaseException | None]:
+    """`look` of all these calls, rows on a GPU: it is waited for twice, however many the calls are."""
+    errors: list[BaseException | None] = [None] * len(calls)
+    there = [i for i, rows in enumerate(batch) if rows is not None]
+    highest = torch.stack([rows.amax().float() for rows in batch if rows is not None]) if there else torch.empty(0)
+    for i, nan in zip(there, highest.isnan().tolist(), strict=True):
+        if nan:
+            errors[i] = _overflow()
+    drafts = [
+        (call, rows)
+        for call, rows, error in zip(calls, batch, errors, strict=True)
+        if rows is not None and error is None and isinstance(call, DraftCall)
+    ]
+    if drafts:
+        params, places = [call.params for call, _ in drafts], [len(call.ids) for call, _ in drafts]
+        drawn = draw_each(torch.cat([rows for _, rows in drafts]), params, places)
+        for (call, _), token, gap in zip(drafts, *drawn, strict=True):
+            call.tokens = [token]
+            call.gaps.append(gap)
+    return errors
 
 
 @dataclass(slots=True, eq=False)

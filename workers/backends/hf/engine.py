@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 import torch
 
 from rl_onoff.errors import ShuttingDown
-from workers import threads
-from workers.backends.hf.calls import BatchedModel, ComputeCall, DraftCall, RowsCall
+from workers import device, threads
+from workers.backends.hf.calls import BatchedModel, ComputeCall, DraftCall, RowsCall, look_together
 
 T = TypeVar("T")
 
@@ -178,8 +178,11 @@ def _absorbed(calls: list[RowsCall], batch: list[torch.Tensor | None]) -> list[t
     drafts = zip(calls, batch, strict=True)
     entries = sum(rows.numel() for call, rows in drafts if rows is not None and isinstance(call, DraftCall))
     worth = entries >= 4 * threads.WORTH  # after a pass the library's own threads keep the processors for a while
-    parts = threads.in_parts(look, len(calls), threads.processors() if worth else 1)
-    errors = [error for part in parts for error in part]
+    if all(rows is None or device.reaches(rows) for rows in batch):
+        errors = look_together(calls, batch)
+    else:
+        parts = threads.in_parts(look, len(calls), threads.processors() if worth else 1)
+        errors = [error for part in parts for error in part]
     return [
         (None, error) if rows is None or error is not None else _attempt(partial(call.absorb, rows))
         for call, rows, error in zip(calls, batch, errors, strict=True)

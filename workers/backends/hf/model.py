@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from rl_onoff.errors import InternalError
+from workers import device
 from workers.backends.base import Draft, Ids
 from workers.backends.hf.calls import DraftCall, HiddenCall, RowsCall
 from workers.backends.hf.engine import Engine
 from workers.backends.hf.head import Head, as_rows
 from workers.backends.hf.slots import Slot, SlotCache
-from workers.comparison import Rows
 from workers.wire import ModelInfo, SamplingParams
 
 #: Tokens of a long prefix computed in one forward pass.
@@ -118,12 +118,13 @@ class HFModel:
     def discard(self, call: RowsCall) -> None:
         self._cache.clear(call.slot)
 
-    def logits(self, hidden: torch.Tensor) -> Rows:
-        """Of hidden states `[n, H]`: `[n, columns]`, for the kernel."""
+    def logits(self, hidden: torch.Tensor) -> Any:
+        """Of hidden states `[n, H]`: `[n, columns]`, as `measures.values` takes them."""
         if self.head is None:
             raise InternalError(f"model {self.info.name} was not taken apart")
         with self._scope():
-            return as_rows(self.head.logits(hidden))
+            logits = self.head.logits(hidden)
+        return logits if device.reaches(logits) else as_rows(logits)
 
     def _rows(self, logits: torch.Tensor, raw: bool) -> torch.Tensor:
         cut = logits[:, : self.info.vocab_size].float()

@@ -25,6 +25,7 @@ from workers.backends.hf.model import HFModel
 from workers.backends.hf.selfcheck import check_cache, memory_warnings, noise_floors, pass_costs
 from workers.backends.hf.vocabulary import kept_eos
 from workers.costs import PassCosts
+from workers.device import has_triton
 from workers.libraries import versions
 from workers.wire import Compare, Frame, ModelInfo, ModelSpec, PairInfo, WorkerSpec
 
@@ -65,8 +66,12 @@ class HFPair:
         return await self._engine.compute(function, *args)
 
     async def compare(self, job: Compare) -> AsyncIterator[Frame]:
-        """As `scoring.compare`: on a processor, and where the models could be taken apart, without rows."""
-        if self.a.head is None or self.b.head is None or {self.info.a.device, self.info.b.device} != {"cpu"}:
+        """As `scoring.compare`: where the models could be taken apart, without rows."""
+        places = {self.info.a.device, self.info.b.device}
+        within_reach = places == {"cpu"} or (
+            len(places) == 1 and self.info.a.device.startswith("cuda") and has_triton()
+        )
+        if self.a.head is None or self.b.head is None or not within_reach:
             async for frame in scoring.compare(self, job):
                 yield frame
             return

@@ -1,0 +1,21 @@
+"""These tests run Triton's interpreter on the processor: the GPU's loops, their arithmetic, not a GPU's rounding."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from workers import device
+
+
+@pytest.fixture(autouse=True)
+def _interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows on the processor are taken for rows on a GPU."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.fail("these tests are of `make test-triton`: TRITON_INTERPRET=1 and Triton")
+    monkeypatch.setattr(device, "reaches", _reaches)
+
+
+def _reaches(rows: object) -> bool:
+    return getattr(rows, "is_cpu", False) and rows.stride(-1) == 1 and rows.dtype.itemsize <= 4  # type: ignore[attr-defined]
