@@ -26,6 +26,7 @@ from benchmarks.wide import spec, write_pair
 from workers import fused, scoring
 from workers.backends import load_pair
 from workers.host import answer
+from workers.memory import keep_freed_memory
 from workers.wire import Compare, Values
 
 MEASURES = ["js", "kl_ab", "kl_ba", "tv", "entropy_a", "entropy_b", "delta_logp"]
@@ -92,6 +93,7 @@ async def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
+    keep_freed_memory()  # as a worker does
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hidden", type=int, default=896)
     parser.add_argument("--length", type=int, default=512)

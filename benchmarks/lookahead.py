@@ -28,6 +28,7 @@ from rl_onoff.policy import Lead
 from workers.backends import load_pair
 from workers.backends.base import Pair
 from workers.host import answer
+from workers.memory import keep_freed_memory
 from workers.wire import Generate, ModelSpec, SamplingParams, SwitchGenerate, Tokens, WorkerSpec
 
 PROMPT_TOKENS = 32
@@ -250,6 +251,7 @@ async def main(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # as a worker does
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ratio", type=float, nargs="+", default=[1, 4], help="parameters of B over those of A")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.02, 0.05, 0.1, 0.3], help="of tokens led by B")

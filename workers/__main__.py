@@ -19,6 +19,7 @@ import msgspec
 from rl_onoff.errors import ConfigurationError, LoadError, WorkerLost
 from workers.backends import load_pair
 from workers.host import serve
+from workers.memory import keep_freed_memory
 from workers.parent import die_with_parent, read_line
 from workers.wire import DUMP_SIGNAL, WorkerSpec
 
@@ -35,6 +36,8 @@ def main() -> int:
     faulthandler.register(DUMP_SIGNAL)  # from C: also where no Python code gets to run
     try:
         spec = msgspec.json.decode(read_line(0), type=WorkerSpec)
+        if spec.backend == "hf":  # engines have processes of their own
+            keep_freed_memory()
         die_with_parent()
         pair = load_pair(spec)
     except (LoadError, msgspec.MsgspecError) as error:

@@ -24,6 +24,7 @@ from workers.backends.hf.load import Loaded
 from workers.backends.hf.model import HFModel
 from workers.backends.hf.selfcheck import check_cache, memory_warnings, noise_floors, pass_costs
 from workers.backends.hf.vocabulary import kept_eos
+from workers.backends.hf.wide import tile_head
 from workers.costs import PassCosts
 from workers.device import has_triton
 from workers.libraries import versions
@@ -107,9 +108,11 @@ def load(spec: WorkerSpec) -> HFPair:
             check_cache(one.model, info)
     least = _STRICT_TOKENS if options.strict else 1
     both = [a.model, b.model]
-    if options.strict:
-        for model in both:
+    for model in both:
+        if options.strict:
             make_invariant(model)
+        else:
+            tile_head(model)
     noise = noise_floors(both, infos, scopes, least, spec.sequences)
     costs = pass_costs(both, infos, scopes, least, spec.sequences)
     engine = Engine()
