@@ -19,6 +19,9 @@ COPY clients /build/clients
 RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels /build
 
 FROM python:${PYTHON}
+# Triton, in torch's CUDA build, compiles what launches its kernels when it runs.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 RUN groupadd --gid 10001 onoff && useradd --uid 10001 --gid 10001 --create-home onoff \
     && install --directory --owner 10001 --group 10001 /cache
 COPY --from=dependencies /opt/venv /opt/venv
@@ -28,7 +31,7 @@ WORKDIR /opt/rl-onoff
 COPY demo demo
 COPY workers workers
 ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/opt/rl-onoff PYTHONDONTWRITEBYTECODE=1 \
-    HF_HOME=/cache/huggingface NUMBA_CACHE_DIR=/tmp/numba
+    HF_HOME=/cache/huggingface NUMBA_CACHE_DIR=/tmp/numba TRITON_CACHE_DIR=/cache/triton
 USER 10001:10001
 EXPOSE 9000 9001
 # The agent: it loads nothing itself, and answers while a worker of its own loads.

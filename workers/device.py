@@ -1,13 +1,14 @@
 """Measures and draws of rows on a GPU, where they are: nothing of a row's size is made beside them.
 
 What `workers.comparison` and `workers.kernels` are on a processor, to the rounding of float32; the loops are in
-`workers.triton_kernels`. Where Triton is not installed array code computes the same (`rl_onoff.divergence`,
-`workers.sampling`).
+`workers.triton_kernels`. Where Triton is not installed or does not work (it needs a C compiler when it runs) array code
+computes the same (`rl_onoff.divergence`, `workers.sampling`).
 """
 
 from __future__ import annotations
 
 import importlib.util
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -24,6 +25,8 @@ from workers.comparison import Compared, Plan
 if TYPE_CHECKING:
     import torch
 
+logger = logging.getLogger("rl_onoff.worker")
+
 #: How an answer's provenance calls these loops.
 KERNEL: Final = "streaming float32 (Triton)"
 #: What no loop computes is computed in array code, of so many bytes of float64 rows at a time.
@@ -34,13 +37,44 @@ def reaches(rows: Any) -> bool:
     """Whether the loops take these rows `[n, V]`: torch's, on a GPU, up to float32, contiguous along V."""
     if not array_api_compat.is_torch_array(rows) or rows.device.type != "cuda":
         return False
-    return has_triton() and rows.stride(-1) == 1 and rows.dtype.itemsize <= 4
+    return rows.stride(-1) == 1 and rows.dtype.itemsize <= 4 and works(str(rows.device))
 
 
 @cache
-def has_triton() -> bool:
-    """Torch brings it with its builds for GPUs."""
-    return importlib.util.find_spec("triton") is not None
+def works(device: str) -> bool:
+    """Whether the loops run on this device and find what array code finds there. Tried once; why not is logged."""
+    if importlib.util.find_spec("triton") is None:  # torch brings it with its builds for GPUs
+        logger.warning("Triton is not installed: rows on %s are compared and drawn from in array code", device)
+        return False
+    import torch
+
+    from workers.sampling import draw_by_arrays
+    from workers.wire import SamplingParams
+
+    a = (torch.arange(18_000, dtype=torch.float32, device=device).reshape(2, -1) * 0.37).sin() * 6
+    b, tokens, seeds = a + 0.3 * a.roll(1), [3, 8_999], [1, 2]
+    logp, logq = a.log_softmax(-1), b.log_softmax(-1)
+    names = ["js", "kl_ab", "tv", "entropy_b", "rank_of_b_in_a", "delta_logp"]
+    try:
+        found = compare(a, b, names, tokens).measures
+        drawn = draw(logp, [1.0, 0.7], seeds, tokens)[0]
+    except Exception:  # whatever a compiler, a driver or another version of Triton raises
+        logger.exception("Triton does not work on %s: array code does in its place", device)
+        return False
+    want = divergence.compute(logp, logq, names, torch.tensor(tokens, device=device))
+    gap = max(
+        abs(x - y) / (1 + abs(y)) for name in names for x, y in zip(found[name], want[name].tolist(), strict=True)
+    )
+    expected = [
+        draw_by_arrays(logp[i : i + 1], SamplingParams(temperature=(1.0, 0.7)[i], seed=seeds[i]), tokens[i : i + 1])[0][
+            0
+        ]
+        for i in range(2)
+    ]
+    if gap > 1e-5 or drawn != expected:
+        logger.error("Triton's results on %s are off by %.2g: array code does in its place", device, gap)
+        return False
+    return True
 
 
 def compare(
@@ -135,7 +169,8 @@ def _compare(
     out[:, [sweeps.RANK_OF_B, sweeps.RANK_OF_A]] = 1.0 + total[:, [loops.AHEAD_OF_B, loops.AHEAD_OF_A]]
     tokens = torch.cat([a.gather(1, ids), b.gather(1, ids)], 1).float() * scale
     out[:, [sweeps.TOKEN_A, sweeps.TOKEN_B]] = torch.where(tokens > loops.NOTHING.value, tokens - log_z, -math.inf)
-    return odd | (top <= loops.NOTHING.value).any(1)
+    wrong: torch.Tensor = odd | (top <= loops.NOTHING.value).any(1)
+    return wrong
 
 
 def _renyi(alpha: float) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
@@ -157,7 +192,7 @@ def _by_arrays(
     few = max(1, _ARRAY_BYTES // (8 * a.shape[1]))
     found = [
         function(*((rows.double() / temperature).log_softmax(-1) for rows in pair))
-        for pair in zip(a.split(few), b.split(few), strict=True)
+        for pair in ((a[i : i + few], b[i : i + few]) for i in range(0, a.shape[0], few))
     ]
     return torch.cat(found) if found else torch.empty(0, dtype=torch.float64, device=a.device)
 

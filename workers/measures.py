@@ -28,6 +28,8 @@ def values(a: Rows | torch.Tensor, b: Rows | torch.Tensor, job: Compare, begin: 
     """
     if isinstance(a, Rows) and isinstance(b, Rows):
         found, kernel = _on_processor(a, b, job, begin, vocab_size), KERNEL
+    elif isinstance(a, Rows) or isinstance(b, Rows):
+        raise TypeError("one model's rows are on a device, the other's on the processor")
     else:
         found, kernel = _on_device(a, b, job, begin, vocab_size), device.KERNEL
     if np.isnan(found.logprobs_a).any():

@@ -156,3 +156,24 @@ def test_requests_of_every_kind_are_drawn_together() -> None:
         assert tokens[i] == token
         assert gaps[i] == pytest.approx(gap, rel=1e-9)
         assert sampling.draw(rows[i : i + 1], one, [i]) == ([token], [pytest.approx(gap, rel=1e-9)])
+
+
+def test_the_loops_are_tried_before_they_are_trusted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    device.works.cache_clear()
+    assert device.works("cpu")
+    right = device.draw
+    monkeypatch.setattr(device, "draw", lambda *given: ([0, 0], right(*given)[1]))
+    device.works.cache_clear()
+    assert not device.works("cpu")
+    assert "results on cpu are off" in caplog.text
+
+    def no_compiler(*given: Any) -> Any:
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(device, "_compare", no_compiler)
+    device.works.cache_clear()
+    assert not device.works("cpu")
+    assert "Failed to find C compiler" in caplog.text
+    device.works.cache_clear()

@@ -26,7 +26,7 @@ from workers.backends.hf.selfcheck import check_cache, memory_warnings, noise_fl
 from workers.backends.hf.vocabulary import kept_eos
 from workers.backends.hf.wide import tile_head
 from workers.costs import PassCosts
-from workers.device import has_triton
+from workers.device import works
 from workers.libraries import versions
 from workers.wire import Compare, Frame, ModelInfo, ModelSpec, PairInfo, WorkerSpec
 
@@ -68,11 +68,9 @@ class HFPair:
 
     async def compare(self, job: Compare) -> AsyncIterator[Frame]:
         """As `scoring.compare`: where the models could be taken apart, without rows."""
-        places = {self.info.a.device, self.info.b.device}
-        within_reach = places == {"cpu"} or (
-            len(places) == 1 and self.info.a.device.startswith("cuda") and has_triton()
-        )
-        if self.a.head is None or self.b.head is None or not within_reach:
+        device = self.info.a.device
+        within_reach = device == "cpu" or (device.startswith("cuda") and works(device))
+        if self.a.head is None or self.b.head is None or self.info.b.device != device or not within_reach:
             async for frame in scoring.compare(self, job):
                 yield frame
             return
@@ -113,6 +111,9 @@ def load(spec: WorkerSpec) -> HFPair:
             make_invariant(model)
         else:
             tile_head(model)
+    for info in infos:
+        if info.device.startswith("cuda"):
+            works(info.device)  # compiles them before the first request
     noise = noise_floors(both, infos, scopes, least, spec.sequences)
     costs = pass_costs(both, infos, scopes, least, spec.sequences)
     engine = Engine()

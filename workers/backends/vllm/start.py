@@ -68,7 +68,7 @@ def engine_of(
     from vllm.platforms import current_platform
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    from workers.backends.vllm.engine import cap_prefix_hits
+    from workers.backends.vllm.prefix import cap_prefix_hits
 
     model_spec = spec.a if side == "a" else spec.b
     device = current_platform.device_type
