@@ -65,13 +65,9 @@ def works(device: str) -> bool:
     gap = max(
         abs(x - y) / (1 + abs(y)) for name in names for x, y in zip(found[name], want[name].tolist(), strict=True)
     )
-    expected = [
-        draw_by_arrays(logp[i : i + 1], SamplingParams(temperature=(1.0, 0.7)[i], seed=seeds[i]), tokens[i : i + 1])[0][
-            0
-        ]
-        for i in range(2)
-    ]
-    if gap > 1e-5 or drawn != expected:
+    warm, cool = SamplingParams(temperature=1.0, seed=seeds[0]), SamplingParams(temperature=0.7, seed=seeds[1])
+    expected = [*draw_by_arrays(logp[:1], warm, tokens[:1])[0], *draw_by_arrays(logp[1:], cool, tokens[1:])[0]]
+    if not gap <= 1e-5 or drawn != expected:  # NaN is no small gap
         logger.error("Triton's results on %s are off by %.2g: array code does in its place", device, gap)
         return False
     return True

@@ -85,11 +85,9 @@ def draw(rows: Array, params: SamplingParams, positions: Sequence[int]) -> tuple
 
     inf where nothing else could be drawn. A change of what the filters keep is not considered.
     """
-    return (
-        draw_each(rows, [params] * len(positions), positions)
-        if device.reaches(rows)
-        else _draw(rows, params, positions)
-    )
+    if device.reaches(rows):
+        return draw_each(rows, [params] * len(positions), positions)
+    return _draw(rows, params, positions)
 
 
 def draw_each(rows: Array, params: Sequence[SamplingParams], positions: Sequence[int]) -> tuple[list[int], list[float]]:

@@ -11,6 +11,7 @@ import torch
 
 from rl_onoff import divergence
 from workers import comparison, device, judge, kernels, measures, sampling
+from workers.backends.hf import calls, engine
 from workers.comparison import Rows
 from workers.triton_kernels import PART
 from workers.wire import Compare, SamplingParams
@@ -177,3 +178,13 @@ def test_the_loops_are_tried_before_they_are_trusted(
     assert not device.works("cpu")
     assert "Failed to find C compiler" in caplog.text
     device.works.cache_clear()
+
+
+def test_a_failing_device_fails_the_calls_not_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*given: Any) -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(engine, "look_together", lost)
+    asked = [calls.RowsCall(None, None, [1, 2], 1, False, None) for _ in range(2)]  # type: ignore[arg-type]
+    settled = engine._absorbed(asked, [torch.zeros(1, 5), None])
+    assert "illegal memory access" in str(settled[0][1])

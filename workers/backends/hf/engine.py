@@ -179,7 +179,8 @@ def _absorbed(calls: list[RowsCall], batch: list[torch.Tensor | None]) -> list[t
     entries = sum(rows.numel() for call, rows in drafts if rows is not None and isinstance(call, DraftCall))
     worth = entries >= 4 * threads.WORTH  # after a pass the library's own threads keep the processors for a while
     if all(rows is None or device.reaches(rows) for rows in batch):
-        errors = look_together(calls, batch)
+        looked, failed = _attempt(partial(look_together, calls, batch))
+        errors = [failed] * len(calls) if looked is None else looked
     else:
         parts = threads.in_parts(look, len(calls), threads.processors() if worth else 1)
         errors = [error for part in parts for error in part]
