@@ -145,7 +145,9 @@ def test_a_streamed_chat_adds_up_to_the_whole_one(client: OpenAI, model: str) ->
     tokens = [part.choices[0] for part in parts if "token_ids" in (part.choices[0].model_extra or {})]
     if model == SWITCHED:
         assert "".join(own(token, "lead") for token in tokens) == own(whole.choices[0], "leads")
-        assert [own(token, "divergence") for token in tokens] == own(whole.choices[0], "divergences")
+        # Drafts of another length are judged in another shape of pass, which rounds otherwise.
+        divergences = pytest.approx(own(whole.choices[0], "divergences"), rel=1e-3, abs=1e-7)
+        assert [own(token, "divergence") for token in tokens] == divergences
         assert own(parts[-1].choices[0], "switch") == own(whole.choices[0], "switch")
 
 
