@@ -79,6 +79,7 @@ def test_equal_rows_differ_by_exactly_nothing() -> None:
     assert found["rank_of_b_in_a"].tolist() == [1.0] * 3
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # the interpreter's numpy of inf - inf
 def test_disjoint_supports_and_rows_that_are_none() -> None:
     a, b = torch.full((4, 3000), -math.inf), torch.full((4, 3000), -math.inf)
     a[:, 7], b[:, 2999] = 1.0, 3.0
