@@ -36,7 +36,7 @@ def main() -> int:
     faulthandler.register(DUMP_SIGNAL)  # from C: also where no Python code gets to run
     try:
         spec = msgspec.json.decode(read_line(0), type=WorkerSpec)
-        if spec.backend == "hf":  # engines have processes of their own
+        if spec.backend == "hf":  # vLLM and SGLang have their own ways with memory
             keep_freed_memory()
         die_with_parent()
         pair = load_pair(spec)

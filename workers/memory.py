@@ -12,14 +12,14 @@ import os
 import platform
 from typing import Final
 
-#: Free memory beyond this, at the end of the heap, still goes back.
+#: Free memory beyond this, at the end of the heap, still goes back; what is free between used blocks stays.
 KEPT: Final = 512 << 20
 # glibc's <malloc.h>.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc's malloc keep what is freed, up to `KEPT` bytes; whether it does.
+    """Let glibc's malloc keep what is freed, `KEPT` bytes of it at the heap's end; whether it does.
 
     Not where the operator has settings of his own (`MALLOC_*`, `GLIBC_TUNABLES`), nor with another C library. To be
     called before there are threads, which would have heaps of their own.

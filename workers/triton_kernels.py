@@ -25,6 +25,7 @@ A_LACKS, B_LACKS, WRONG = 1, 2, 4
 #: Stands for -inf and for anything below, so that no arithmetic meets an infinity.
 NOTHING = tl.constexpr(-1e30)
 _LAST = tl.constexpr(2**31 - 1)
+_COLUMNS = tl.constexpr(COLUMNS)
 
 
 @triton.jit
@@ -166,7 +167,7 @@ def distances(
             roots += root_gap * root_gap
         ahead_of_b += (here & ((x > value_b) | ((x == value_b) & (ids < place_b)))).to(tl.int32)
         ahead_of_a += (here & ((y > value_a) | ((y == value_a) & (ids < place_a)))).to(tl.int32)
-    at = out + (row * tl.num_programs(1) + part) * 9
+    at = out + (row * tl.num_programs(1) + part) * _COLUMNS
     tl.store(at, tl.sum(js, 0))
     tl.store(at + 1, tl.sum(kl_ab, 0))
     tl.store(at + 2, tl.sum(kl_ba, 0))

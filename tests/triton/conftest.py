@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from tests.contract.backends import hf_triton
 from workers import device
 
 
@@ -14,8 +15,4 @@ def _interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows on the processor are taken for rows on a GPU."""
     if os.environ.get("TRITON_INTERPRET") != "1":
         pytest.fail("these tests are of `make test-triton`: TRITON_INTERPRET=1 and Triton")
-    monkeypatch.setattr(device, "reaches", _reaches)
-
-
-def _reaches(rows: object) -> bool:
-    return getattr(rows, "is_cpu", False) and rows.stride(-1) == 1 and rows.dtype.itemsize <= 4  # type: ignore[attr-defined]
+    monkeypatch.setattr(device, "reaches", hf_triton.reaches)
