@@ -71,10 +71,15 @@ async def disturbed(client: AsyncClient, victim: Any) -> list[SwitchResponse]:
                 counts[index] += isinstance(event, SwitchToken)
             return events.result
 
-    running_streams = [asyncio.create_task(counted(i)) for i in range(8)]
-    async with asyncio.timeout(60):
-        while min(counts) < 10:
-            await asyncio.sleep(0.01)
+    for _ in range(5):  # a busy machine may hand over all of the streams at once: then they are too late
+        counts[:] = [0] * 8
+        running_streams = [asyncio.create_task(counted(i)) for i in range(8)]
+        async with asyncio.timeout(60):
+            while min(counts) < 5:
+                await asyncio.sleep(0.005)
+        if max(counts) < 140:
+            break
+        await asyncio.gather(*running_streams)
     assert max(counts) < 140
     victim()
     got = await asyncio.gather(*running_streams)
