@@ -14,6 +14,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from workers.backends.hf.load import Float32Head
+from workers.backends.hf.packed import PackedLinear
 
 #: Rows of a block: as many as the tiles of current processors hold, so that a few tokens cost what one does.
 BLOCK: Final = 16
@@ -22,7 +23,7 @@ BLOCK: Final = 16
 def make_invariant(model: Any) -> None:
     """Let every linear layer of `model` work in blocks of `BLOCK` rows. Doing it twice changes nothing more."""
     for module in model.modules():
-        if isinstance(module, torch.nn.Linear | Conv1D | Float32Head) and "forward" not in vars(module):
+        if isinstance(module, torch.nn.Linear | Conv1D | Float32Head | PackedLinear) and "forward" not in vars(module):
             vars(module)["forward"] = _in_blocks(module.forward)
 
 

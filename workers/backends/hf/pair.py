@@ -22,6 +22,7 @@ from workers.backends.hf.head import taken_apart
 from workers.backends.hf.invariant import make_invariant
 from workers.backends.hf.load import Loaded
 from workers.backends.hf.model import HFModel
+from workers.backends.hf.packed import pack
 from workers.backends.hf.selfcheck import check_cache, memory_warnings, noise_floors, pass_costs
 from workers.backends.hf.vocabulary import kept_eos
 from workers.backends.hf.wide import tile_head
@@ -42,6 +43,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     float32_head: logits in float32 whatever the model's dtype. threads: torch's CPU threads (default: torch's own).
     allow_extra_tokens: serve a pair of which one tokenizer has ids the other lacks; these are cut from both.
+    packed: keep wide linear layers in the form a processor's kernels read; the plain weights are given up.
     strict: rows do not depend on what is computed with them, so that lookahead equals lock-step in half precision too.
     Costs what docs/lookahead.md measured.
     """
@@ -49,6 +51,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     float32_head: bool = True
     threads: int | None = None
     allow_extra_tokens: bool = False
+    packed: bool = True
     strict: bool = False
 
 
@@ -107,6 +110,8 @@ def load(spec: WorkerSpec) -> HFPair:
     least = _STRICT_TOKENS if options.strict else 1
     both = [a.model, b.model]
     for model in both:
+        if options.packed:
+            pack(model)
         if options.strict:
             make_invariant(model)
         else:
