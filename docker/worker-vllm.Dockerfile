@@ -13,6 +13,8 @@ RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels /build
 
 FROM vllm/vllm-openai:${VLLM}
 COPY --from=wheel /wheels /wheels
+# Where the image's Python is its system's, pip wants to be told that this is meant.
+ENV PIP_BREAK_SYSTEM_PACKAGES=1
 RUN groupadd --gid 10001 onoff && useradd --uid 10001 --gid 10001 --create-home onoff \
     && install --directory --owner 10001 --group 10001 /cache \
     && python3 -m pip install --no-cache-dir 'aiohttp>=3.11,<4' 'msgspec>=0.19' 'numba>=0.61' 'array-api-compat>=1.11' \

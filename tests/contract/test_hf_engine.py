@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from rl_onoff.errors import InternalError, InvalidField, ShuttingDown
+from rl_onoff.errors import InternalError, InvalidField, LoadError, ShuttingDown, WorkerLost
 from tests.contract import tiny
 from tests.contract.conftest import Case, spec
 from tests.contract.test_backend import GREEDY, gap, tokens
@@ -177,6 +177,50 @@ async def test_calls_at_the_end_are_refused(folders: dict[str, Any]) -> None:
             await sequence.rows([3], 1)
         results = await asyncio.gather(*pending, return_exceptions=True)
     assert all(isinstance(result, ShuttingDown) or len(result) == tiny.MAX_LEN for result in results)
+
+
+@pytest.mark.parametrize("where", ["a pass", "a computation"])
+async def test_an_accelerator_that_failed_ends_the_worker(folders: dict[str, Any], where: str) -> None:
+    """Every later call of it would fail: nobody is left waiting, and the process learns that it is over."""
+
+    def failing(*_: Any) -> Any:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    pair: Any = load_pair(spec(*folders["llama"]))
+    lost = asyncio.create_task(pair.until_lost())
+    async with pair.a.sequence() as a, pair.b.sequence() as b:
+        await a.rows([3, 4], 1)
+        if where == "a pass":
+            pair.a._cache.forward = failing
+            calls = [a.rows([3, 4, 5], 1), b.rows([3, 4, 5], 1), pair.compute(len, [])]
+        else:
+            calls = [pair.compute(failing), a.rows([3, 4, 5], 1), b.rows([3, 4, 5], 1)]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert any(isinstance(result, WorkerLost) for result in results)
+        assert not any(isinstance(result, torch.AcceleratorError) for result in results)
+        error = await asyncio.wait_for(lost, 10)
+        assert isinstance(error, WorkerLost)
+        assert error.retryable
+        with pytest.raises(WorkerLost):
+            await a.rows([3, 4, 5], 1)
+    await pair.close()
+
+
+async def test_rows_of_two_devices_meet_on_one(llama: Case, monkeypatch: Any) -> None:
+    model: Any = llama.pair.b
+    assert model._meeting == torch.device("cpu")
+    monkeypatch.setattr(model, "_meeting", torch.device("meta"))
+    for raw in (False, True):
+        assert model._rows(torch.zeros(2, tiny.COLUMNS), raw).device.type == "meta"
+
+
+def test_a_pair_that_does_not_fit_is_a_load_error(folders: dict[str, Any], monkeypatch: Any) -> None:
+    def failing(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("simulated")
+
+    monkeypatch.setattr("workers.backends.hf.pair.noise_floors", failing)
+    with pytest.raises(LoadError, match="does not fit"):
+        load_pair(spec(*folders["llama"]))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

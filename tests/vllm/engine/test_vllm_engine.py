@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -65,6 +67,47 @@ async def test_a_prefix_is_computed_once_but_for_its_last_block(llama: Case) -> 
             assert gap(await sequence.rows(ids, 70), want[69:]) < TOLERANCE
             assert gap(await sequence.rows(ids, 1), want) < TOLERANCE
         assert counts == [140 - 64, 140]
+
+
+async def test_engines_on_devices_of_their_own(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor's devices are its NUMA nodes; both engines get the one there is, each in a process of its own."""
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    worker = spec(*folders["llama"])
+    a, b = (msgspec.structs.replace(model, device="cpu:0") for model in (worker.a, worker.b))
+    pair: Any = load_pair(msgspec.structs.replace(worker, a=a, b=b))
+    try:
+        places = {
+            core(pair, side).model_executor.collective_rpc(
+                lambda _: (os.environ.get("CPU_VISIBLE_MEMORY_NODES"), os.getpid())
+            )[0]
+            for side in "ab"
+        }
+        assert [node for node, _ in places] == ["0", "0"]
+        assert len({pid for _, pid in places} | {os.getpid()}) == 3
+        assert "CPU_VISIBLE_MEMORY_NODES" not in os.environ
+        await equal(pair, cases(pair, await typical_divergences(pair), 8, seed=5), 1e-5)
+    finally:
+        await pair.close()
+
+
+def test_an_engines_graphs_are_hidden_from_the_next(llama: Case) -> None:
+    """vLLM clears all it knows of while it measures those of a new engine. On a CPU there are none to lose."""
+    from vllm.compilation.cuda_graph import CUDAGraphWrapper
+
+    from workers.backends.vllm.start import _keep_graphs
+
+    class Graphs:
+        cleared = False
+
+        def clear_graphs(self) -> None:
+            self.cleared = True
+
+    earlier, later = Graphs(), Graphs()
+    CUDAGraphWrapper._all_instances.add(earlier)
+    _keep_graphs()
+    CUDAGraphWrapper._all_instances.add(later)
+    CUDAGraphWrapper.clear_all_graphs()
+    assert (earlier.cleared, later.cleared) == (False, True)
 
 
 async def test_a_long_prefix_is_computed_in_chunks_beside_others(folders: Folders) -> None:

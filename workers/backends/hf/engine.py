@@ -7,6 +7,8 @@ batch, and hands the results back together, so that sequences in step stay in st
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import logging
 import queue
 import threading
 import time
@@ -17,9 +19,11 @@ from typing import Any, TypeVar
 
 import torch
 
-from rl_onoff.errors import ShuttingDown
+from rl_onoff.errors import OnOffError, ShuttingDown, WorkerLost
 from workers import device, threads
 from workers.backends.hf.calls import BatchedModel, ComputeCall, DraftCall, RowsCall, look_together
+
+logger = logging.getLogger("rl_onoff.worker")
 
 T = TypeVar("T")
 
@@ -33,13 +37,18 @@ _JUDGED = 32
 
 
 class Engine:
-    """Works from its making to `close`; calls pending then fail, and later ones at once."""
+    """Works from its making to `close`; calls pending then fail, and later ones at once.
+
+    After an error of the accelerator itself, such as an illegal address, every later call of it fails too, and memory
+    cannot be trusted: all calls fail with WorkerLost, and `until_lost` returns it, for the process to end.
+    """
 
     def __init__(self) -> None:
         self.steps = 0
+        self._lost: concurrent.futures.Future[WorkerLost] = concurrent.futures.Future()
         self._in_flight: Counter[int] = Counter()  # open sequences of each model
         self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
-        self._closed = False
+        self._closed: OnOffError | None = None
         self._thread = threading.Thread(target=self._run, name="models", daemon=True)
         self._thread.start()
 
@@ -50,9 +59,10 @@ class Engine:
         self._in_flight[id(model)] -= 1
 
     async def submit(self, call: Call) -> Any:
-        if self._closed:
-            raise ShuttingDown("the worker is shutting down")
         self._calls.put(call)
+        if self._closed is not None:  # nobody may be there to take it; before that is said, all there is gets refused
+            call.future.cancel()
+            raise self._closed
         return await call.future
 
     async def compute(self, function: Callable[..., T], *args: Any) -> T:
@@ -60,8 +70,11 @@ class Engine:
         result: T = await self.submit(ComputeCall(partial(function, *args), future))
         return result
 
+    async def until_lost(self) -> WorkerLost:
+        return await asyncio.shield(asyncio.wrap_future(self._lost))
+
     async def close(self) -> None:
-        self._closed = True
+        self._closed = self._closed or ShuttingDown("the worker is shutting down")
         self._calls.put(None)
         await asyncio.to_thread(self._thread.join)
 
@@ -79,8 +92,11 @@ class Engine:
                 self._deliver([(call.future, *_attempt(call.run)) for call in computes])
                 answered = len(computes)
                 pending = [call for call in pending if not call.future.cancelled()]
-                if pending and not answered:
+                if pending and not answered and not self._lost.done():
                     pending = self._step(pending)
+                if self._lost.done():
+                    self._refuse(pending)
+                    return
 
     def _take(self, pending: int, answered: int) -> tuple[list[Call], bool]:
         """All calls there are, and whether the end has come.
@@ -140,10 +156,21 @@ class Engine:
         return unfinished
 
     def _refuse(self, calls: Sequence[Call]) -> None:
-        self._deliver([(call.future, None, ShuttingDown("the worker is shutting down")) for call in calls])
+        """These calls and all that are waiting."""
+        refused = list(calls)
+        while not self._calls.empty():
+            call = self._calls.get()
+            if call is not None:
+                refused.append(call)
+        self._deliver([(call.future, None, self._closed) for call in refused])
 
-    @staticmethod
-    def _deliver(results: list[Settled]) -> None:
+    def _deliver(self, results: list[Settled]) -> None:
+        broken = [error for *_, error in results if isinstance(error, torch.AcceleratorError)]
+        if broken:
+            logger.error("the accelerator failed: this worker ends", exc_info=broken[0])
+            self._closed = lost = WorkerLost("the accelerator failed while it held this request", retry_after=1)
+            results = [(future, value, lost if error in broken else error) for future, value, error in results]
+
         def settle() -> None:
             for future, value, error in results:
                 if future.done():
@@ -155,6 +182,8 @@ class Engine:
 
         if results:
             results[0][0].get_loop().call_soon_threadsafe(settle)
+        if broken:
+            self._lost.set_result(lost)
 
 
 def _may_wait(call: RowsCall, shape: int, rests: list[int]) -> bool:

@@ -26,7 +26,10 @@ RAGGED = 32
 
 
 class HFModel:
-    """One model, or one side of a LoRA pair: `scope` is entered around every forward pass."""
+    """One model, or one side of a LoRA pair: `scope` is entered around every forward pass.
+
+    Rows are handed out on the device `meeting`: those of two models on two GPUs are compared on one of them.
+    """
 
     def __init__(
         self,
@@ -37,8 +40,10 @@ class HFModel:
         scope: Callable[[], AbstractContextManager[Any]] = nullcontext,
         least: int = 1,
         head: Head | None = None,
+        meeting: torch.device | None = None,
     ) -> None:
         self.info = info
+        self._meeting = meeting or model.device
         self.head = head
         self.engine = engine
         self._scope = scope
@@ -128,7 +133,7 @@ class HFModel:
 
     def _rows(self, logits: torch.Tensor, raw: bool) -> torch.Tensor:
         cut = logits[:, : self.info.vocab_size].float()
-        return cut if raw else cut.log_softmax(-1)
+        return (cut if raw else cut.log_softmax(-1)).to(self._meeting)
 
 
 class HFSequence:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 import torch
 
-from rl_onoff.errors import ConfigurationError, LoadError, MissingDependency
+from rl_onoff.errors import ConfigurationError, LoadError, MissingDependency, WorkerLost
 from rl_onoff.policy import Lead
 from rl_onoff.version import __version__
 from workers import fused, scoring
@@ -72,7 +72,10 @@ class HFPair:
     async def compare(self, job: Compare) -> AsyncIterator[Frame]:
         """As `scoring.compare`: where the models could be taken apart, without rows."""
         device = self.info.a.device
-        within_reach = device == "cpu" or (device.startswith("cuda") and works(device))
+        # Kernels on a GPU take no float64.
+        within_reach = device == "cpu" or (
+            device.startswith("cuda") and self.info.a.dtype != "float64" and works(device)
+        )
         if self.a.head is None or self.b.head is None or self.info.b.device != device or not within_reach:
             async for frame in scoring.compare(self, job):
                 yield frame
@@ -81,12 +84,25 @@ class HFPair:
             async for frame in fused.compare(self, job, a, b, self.a.logits, self.b.logits):
                 yield frame
 
+    async def until_lost(self) -> WorkerLost:
+        return await self._engine.until_lost()
+
     async def close(self) -> None:
         await self._engine.close()
 
 
 def load(spec: WorkerSpec) -> HFPair:
-    """Load a pair. Raises a `LoadError`: not found, no shared tokenizer, an architecture that cannot be run exactly."""
+    """Load a pair.
+
+    Raises a `LoadError`: not found, no shared tokenizer, an architecture that cannot be run exactly, too little memory.
+    """
+    try:
+        return _load(spec)
+    except torch.OutOfMemoryError as error:
+        raise LoadError(f"pair {spec.pair} does not fit into its device's memory: {error}") from error
+
+
+def _load(spec: WorkerSpec) -> HFPair:
     try:
         options = msgspec.convert(spec.options, Options)
     except msgspec.ValidationError as error:
@@ -123,7 +139,7 @@ def load(spec: WorkerSpec) -> HFPair:
     costs = pass_costs(both, infos, scopes, least, spec.sequences)
     engine = Engine()
     model_a, model_b = (
-        HFModel(one.model, info, engine, spec.sequences, scope, least, taken_apart(one.model, scope))
+        HFModel(one.model, info, engine, spec.sequences, scope, least, taken_apart(one.model, scope), a.model.device)
         for one, info, scope in zip((a, b), infos, scopes, strict=True)
     )
     return HFPair(

@@ -17,12 +17,16 @@ _OURS: Final = frozenset(
         *("model_path", "host", "port", "api_key", "admin_api_key", "device", "base_gpu_id", "dtype", "context_length"),
         *("trust_remote_code", "skip_tokenizer_init", "disable_overlap_schedule", "disable_radix_cache"),
         *("enable_custom_logit_processor", "dp_size", "speculative_algorithm"),
+        *("disable_prefill_cuda_graph", "cuda_graph_backend_prefill"),
     ]
 )
 #: Tokens of key-value cache of a server on a CPU, at least: SGLang would take most of the memory there is.
 _CPU_TOKENS: Final = 16_384
 #: SGLang keeps a few positions of a context for itself, and silently generates less where they are touched.
 _ROOM: Final = 16
+#: What two servers on one device take of the memory that is free when each is started, the second after the first: 0.42
+#: of the device for each one's weights and cache. The rest is for graphs and activations.
+_SHARES: Final = {"a": 0.42, "b": 0.72}
 
 
 class Remote(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -91,9 +95,10 @@ def arguments(spec: WorkerSpec, side: Side, options: Options, info: ModelInfo, f
             "max_total_tokens": max(_CPU_TOKENS, 2 * (info.max_len + _ROOM)),
         }
     else:
-        named |= {"base_gpu_id": int(index or 0), "page_size": 1}
-        if device_of(spec.a) == device_of(spec.b):
-            named["mem_fraction_static"] = 0.42  # two servers on one device
+        # Rows of prompts go with their requests' ids, which SGLang's graphs of prefills know nothing of.
+        named |= {"base_gpu_id": int(index or 0), "page_size": 1, "disable_prefill_cuda_graph": True}
+        if on_one_gpu(spec, options):
+            named["mem_fraction_static"] = _SHARES[side]
     for given in (options.server, options.server_a if side == "a" else options.server_b):
         named |= {name.replace("-", "_"): value for name, value in given.items()}
     return [word for name, value in named.items() for word in _words(name, value)]
@@ -105,6 +110,13 @@ def device_of(model: ModelSpec) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def on_one_gpu(spec: WorkerSpec, options: Options) -> bool:
+    """Whether both servers are ours to start, on the same device, and that is no processor."""
+    a, b = (device_of(model).partition(":") for model in (spec.a, spec.b))
+    same = a[0] == b[0] != "cpu" and int(a[2] or 0) == int(b[2] or 0)
+    return same and options.remote_a is None and options.remote_b is None
 
 
 def environment(model: ModelSpec, options: Options) -> dict[str, str]:

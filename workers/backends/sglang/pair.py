@@ -29,7 +29,7 @@ from workers.backends.sglang import VERSION
 from workers.backends.sglang.describe import Described, describe
 from workers.backends.sglang.endpoint import Endpoint
 from workers.backends.sglang.model import SGLangModel
-from workers.backends.sglang.options import Options, arguments, device_of, environment, options_of
+from workers.backends.sglang.options import Options, arguments, device_of, environment, on_one_gpu, options_of
 from workers.backends.sglang.remote import RemoteModel
 from workers.backends.sglang.selfcheck import Sample, check_exact, noise_floors, sampled
 from workers.backends.sglang.server import Server
@@ -140,9 +140,11 @@ def start(spec: WorkerSpec) -> tuple[PairInfo, Servers]:
     )
     servers: list[Endpoint] = []
     try:
-        servers.append(_server(spec, "a", options, info.a, a.folder))
-        servers.append(_server(spec, "b", options, info.b, b.folder))
         deadline = time.monotonic() + options.start_seconds
+        servers.append(_server(spec, "a", options, info.a, a.folder))
+        if on_one_gpu(spec, options):  # what memory B may take is counted from what A has left
+            servers[0].wait_ready(deadline)
+        servers.append(_server(spec, "b", options, info.b, b.folder))
         for server, model in zip(servers, (info.a, info.b), strict=True):
             server.wait_ready(deadline)
             if (longest := server.information()["max_req_input_len"] - 1) < model.max_len:

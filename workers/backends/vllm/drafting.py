@@ -16,12 +16,12 @@ import torch
 
 from rl_onoff.kinds import parse_policy
 from rl_onoff.policy import Policy, PolicyState
-from workers.backends.vllm.extension import NAN, Kept, RowsExtension, Switch, SwitchRound, Wish
+from workers.backends.vllm.extension import NAN, Kept, RowsExtension, Switch, SwitchRound, Wish, drawn_together
 from workers.drafts import walk_draft
 from workers.judge import judge
 from workers.logprobs import Logprobs, of_leaders
 from workers.noise import NoiseFloor
-from workers.sampling import choose
+from workers.wire import SamplingParams
 
 
 class _Running:
@@ -103,13 +103,13 @@ class PairExtension(RowsExtension):
     def _onoff_draft(self, hidden: torch.Tensor, _: Any) -> tuple[torch.Tensor, None]:
         """In place of the draft model's sampler: A's next token of every request."""
         rows = self._onoff_rows(self.model_runner.drafter.model.compute_logits(hidden))
-        tokens = [0] * len(rows)
-        valid = (~rows.isnan().any(-1)).tolist()
+        drafting: list[tuple[int, SamplingParams, int]] = []
         for i, request_id in enumerate(self.model_runner.input_batch.req_ids):
             one, kept = self._onoff_running.get(request_id), self._onoff_kept.get(request_id)
-            if one is None or kept is None or kept.wish.switch is None or not one.length or not valid[i]:
-                continue
-            tokens[i] = choose(rows[i : i + 1], kept.wish.switch.sampling, [one.length + len(self._onoff_drafted)])[0]
+            if one is not None and one.length and kept is not None and kept.wish.switch is not None:
+                drafting.append((i, kept.wish.switch.sampling, one.length + len(self._onoff_drafted)))
+        drawn = drawn_together(rows, drafting)
+        tokens = [drawn.get(i, 0) for i in range(len(rows))]
         self._onoff_drafted.append(rows)
         return torch.tensor(tokens, dtype=torch.int64, device=rows.device), None
 

@@ -23,6 +23,7 @@ import msgspec
 import torch
 from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind
+from vllm.v1.worker import workspace
 
 from rl_onoff.errors import InternalError, OnOffError, ShuttingDown, WorkerLost
 from workers.backends.vllm.calls import Answer, ComputeCall, News, RequestCall
@@ -55,6 +56,7 @@ class Driver:
         self._lost: concurrent.futures.Future[WorkerLost] = concurrent.futures.Future()
         self._engines: list[Any] = []
         self._costs: dict[int, FittedCosts] = {}
+        self._workspaces: dict[int, Any] = {}  # vLLM keeps one for the process: that of the engine made last
         self._active: dict[str, RequestCall] = {}
         self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         self._numbers = itertools.count()
@@ -89,6 +91,7 @@ class Driver:
     def add(self, engine: Any) -> None:
         """Drive an engine, from now on. Called in the thread."""
         self._engines.append(engine)
+        self._workspaces[id(engine)] = workspace._manager
         self._costs[id(engine)] = FittedCosts()
 
     def costs(self, engine: Any) -> FittedCosts:
@@ -196,6 +199,7 @@ class Driver:
     def _step(self, engine: Any) -> None:
         self.steps += 1
         calls = [call for call in self._active.values() if call.engine is engine]
+        workspace._manager = self._workspaces[id(engine)]
         begin = time.perf_counter()
         outputs = [(self._active[o.request_id], o) for o in engine.step() if o.request_id in self._active]
         settled = self._tell(engine, [(call, output) for call, output in outputs if call.progress])
@@ -259,7 +263,7 @@ class Driver:
 
 
 def _answer(call: RequestCall, output: Any) -> Answer:
-    # Rank 0 has all rows; what the other ranks of a tensor-parallel engine kept is the same.
+    # Rank 0 has all rows; what the other ranks of a tensor-parallel engine kept is the same, and stays there.
     taken = call.engine.collective_rpc("onoff_take", args=(call.request_id,))[0]
     if taken.error is not None:
         raise InternalError(taken.error)

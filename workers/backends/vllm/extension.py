@@ -7,7 +7,7 @@ request says in `extra_args` what it wants (`Wish`); the rows wait here until th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ import msgspec
 import torch
 
 from workers.logprobs import described
-from workers.sampling import choose
+from workers.sampling import draw_each
 from workers.wire import SamplingParams
 
 #: The entry of `extra_args`.
@@ -113,6 +113,7 @@ class RowsExtension:
     """Methods of vLLM's Worker, named so as not to meet its own."""
 
     model_runner: Any
+    rank: int
 
     def onoff_install(self, vocab_size: int) -> None:
         runner = self.model_runner
@@ -138,6 +139,8 @@ class RowsExtension:
             rows = kept.prompt
             if rows is not None and kept.filled < len(rows) and kept.error is None:
                 kept.error = f"only {kept.filled} of {len(rows)} rows were computed"
+        if self.rank:
+            rows = None
         return Taken(rows, kept.passes, kept.error)
 
     def onoff_news(self, request_ids: list[str]) -> list[Latest]:
@@ -173,25 +176,26 @@ class RowsExtension:
 
         batch = self.model_runner.input_batch
         tokens = [0] * logits.shape[0]
-        rows: torch.Tensor | None = None
+        asking: list[tuple[int, Kept, SamplingParams]] = []
         for i, request_id in enumerate(batch.req_ids):
             kept = self._onoff_of(request_id)
             if kept is None or kept.wish.sampling is None or self.model_runner.discard_request_mask.np[i]:
                 continue
-            if rows is None:
-                rows = self._onoff_rows(logits)
-            row = rows[i : i + 1]
-            if row.isnan().any():
+            asking.append((i, kept, kept.wish.sampling))
+        rows = self._onoff_rows(logits) if asking else logits
+        drawn = drawn_together(rows, [(i, params, int(batch.num_tokens_no_spec[i])) for i, _, params in asking])
+        for i, kept, _ in asking:
+            if i not in drawn:
                 kept.error = NAN
                 continue
-            tokens[i] = choose(row, kept.wish.sampling, [int(batch.num_tokens_no_spec[i])])[0]
+            row, tokens[i] = rows[i : i + 1], drawn[i]
             if not kept.wish.news:
                 kept.drawn.append(row)
             elif kept.wish.describe is not None:
                 told = described(row, tokens[i : i + 1], kept.wish.describe)
                 kept.described.append((told.tokens[0], told.top_ids[0], told.top_logprobs[0]))
-        drawn = torch.tensor(tokens, dtype=torch.int32, device=logits.device).unsqueeze(-1)
-        return SamplerOutput(sampled_token_ids=drawn, logprobs_tensors=None)
+        sampled = torch.tensor(tokens, dtype=torch.int32, device=logits.device).unsqueeze(-1)
+        return SamplerOutput(sampled_token_ids=sampled, logprobs_tensors=None)
 
     def _onoff_states(self, wish: Wish, index: int, hidden: torch.Tensor) -> tuple[Any, torch.Tensor, int]:
         """The model whose rows are wished for, its hidden states of this pass, and where those of a request begin."""
@@ -229,6 +233,22 @@ class RowsExtension:
                     kept.prompt = rows.new_empty((length - first, rows.shape[-1]))
                 kept.prompt[part - first : end - first] = rows
             kept.filled = high - first
+
+
+def drawn_together(rows: torch.Tensor, wanted: Sequence[tuple[int, SamplingParams, int]]) -> dict[int, int]:
+    """Tokens drawn from some of the rows `[n, V]`, each named with its parameters and the token's position.
+
+    By row; those of a row with NaN are left out. A GPU is waited for twice, however many they are.
+    """
+    if not wanted:
+        return {}
+    whole = (~rows.amax(-1).isnan()).tolist()
+    valid = [one for one in wanted if whole[one[0]]]
+    if not valid:
+        return {}
+    indices, params, positions = zip(*valid, strict=True)
+    own = rows if len(valid) == len(rows) else rows[list(indices)]
+    return dict(zip(indices, draw_each(own, params, positions)[0], strict=True))
 
 
 def _logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:

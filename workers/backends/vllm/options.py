@@ -38,7 +38,8 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     engine: vLLM engine arguments for both models (`tensor_parallel_size`, `quantization`, `enforce_eager`, ...);
     engine_a and engine_b: for one of them, over those. `gpu_memory_utilization` is each engine's own share of the
-    device (default: 0.45 each, or 0.9 where B is an adapter). float32_head: logits in float32 whatever the dtype.
+    device (default: 0.45 each; 0.9 where B is an adapter or `device` of the models, cuda:0 and cuda:1 say, puts them on
+    different ones). float32_head: logits in float32 whatever the dtype.
     allow_extra_tokens: serve a pair of which one tokenizer has ids the other lacks; these are cut from both.
     engines: `two`, or `one` that holds A as its draft model and B as its target, with drafts of draft_tokens tokens.
     """

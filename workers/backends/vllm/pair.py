@@ -123,6 +123,9 @@ def load(spec: WorkerSpec) -> VLLMPair:
             ]
         with ThreadPoolExecutor(1) as aside:  # this thread may have an event loop running
             noise = aside.submit(asyncio.run, check(*models)).result()
+    except WorkerLost as error:
+        driver.stop()
+        raise LoadError(f"pair {spec.pair}: vLLM failed over the first passes; its log says why") from error
     except BaseException:
         driver.stop()
         raise

@@ -6,7 +6,9 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rl_onoff.errors import ConfigurationError, LoadError, MissingDependency, UnsupportedModel
@@ -72,12 +74,13 @@ def engine_of(
 
     model_spec = spec.a if side == "a" else spec.b
     device = current_platform.device_type
-    if model_spec.device not in ("auto", device):
+    kind = model_spec.device.partition(":")[0]
+    if kind not in ("auto", device):
         raise ConfigurationError(
-            f"model {model_spec.name}: vLLM runs on {device} here, so device must be auto or {device}; "
-            "which ones it takes is CUDA_VISIBLE_DEVICES"
+            f"model {model_spec.name}: vLLM runs on {device} here, so device must be auto, {device} or {device}:N"
         )
     own = options.engine_a if side == "a" else options.engine_b
+    places = {one: _places(spec, one, options) for one in ("a", "b")}
     sequences = spec.sequences * (2 if more else 1)  # such an engine holds the requests of both
     defaults: dict[str, Any] = {"disable_log_stats": True, "max_num_seqs": max(2, sequences)}
     if device == "cpu":
@@ -88,7 +91,11 @@ def engine_of(
             "kv_cache_memory_bytes": _cache_bytes(model.cache_bytes_per_token + beside, length, sequences),
         }
     else:
-        defaults["gpu_memory_utilization"] = 0.9 if more else 0.45
+        apart = None not in places.values() and not set(places["a"] or ()) & set(places["b"] or ())
+        defaults["gpu_memory_utilization"] = 0.9 if more or apart else 0.45
+        if "speculative_config" in more:
+            # Rows of both models are read after A's last pass of a step, when a graph's outputs may be overwritten.
+            defaults["enforce_eager"] = True
     arguments = {
         **defaults,
         **options.engine,
@@ -107,8 +114,14 @@ def engine_of(
     if options.float32_head and model.dtype != "float32":
         arguments["hf_overrides"] = {"head_dtype": "float32", **arguments.get("hf_overrides", {})}
     _register_once(current_platform)
+    if device != "cpu":
+        _keep_graphs()
+    seen = places[side]
+    if seen is not None:
+        arguments["distributed_executor_backend"] = "mp"  # processes of its own, which see these devices alone
     try:
-        engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        with _seeing(current_platform.device_control_env_var, seen):
+            engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
     except Exception as error:  # whatever vLLM and what it calls have against model, machine or arguments
         raise LoadError(f"vLLM cannot load model {model_spec.name} from {model_spec.path}: {error}") from error
     if engine.vllm_config.use_v2_model_runner:  # some features overrule the setting
@@ -117,6 +130,50 @@ def engine_of(
     cap_prefix_hits(engine)
     driver.add(engine)
     return engine
+
+
+def _places(spec: WorkerSpec, side: str, options: Options) -> list[int] | None:
+    """Numbers of the devices that an engine was put on; None for the first ones that this process sees."""
+    model, own = (spec.a, options.engine_a) if side == "a" else (spec.b, options.engine_b)
+    first = model.device.partition(":")[2]
+    if not first:
+        return None
+    if not first.isdecimal():
+        raise ConfigurationError(f"model {model.name}: {model.device} names no device; cuda:1 would")
+    count = {**options.engine, **own}.get("tensor_parallel_size", 1)
+    return list(range(int(first), int(first) + count))
+
+
+@contextmanager
+def _seeing(variable: str, devices: list[int] | None) -> Iterator[None]:
+    """Let processes that are started meanwhile see these devices alone, of those that are to be seen here."""
+    if devices is None:
+        yield
+        return
+    before = os.environ.get(variable)
+    visible = before.split(",") if before else None
+    if visible is not None and devices[-1] >= len(visible):
+        raise ConfigurationError(f"there is no device {devices[-1]}: {variable} is {before}")
+    os.environ[variable] = ",".join(visible[i] if visible else str(i) for i in devices)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = before
+
+
+def _keep_graphs() -> None:
+    """Let a new engine know nothing of the CUDA graphs of those before it.
+
+    While it measures how much memory its own take, vLLM 0.32 clears all graphs of the process.
+    """
+    from vllm.compilation.breakable_cudagraph import BreakableCUDAGraphWrapper
+    from vllm.compilation.cuda_graph import CUDAGraphWrapper
+
+    for wrapper in (CUDAGraphWrapper, BreakableCUDAGraphWrapper):
+        wrapper._all_instances = weakref.WeakSet()
 
 
 def _register_once(platform: Any) -> None:
