@@ -94,7 +94,7 @@ async def disturbed(client: AsyncClient, fault: Path, victim: int | None) -> lis
 
 async def worker_of(service: RunningService) -> int:
     """Its worker, once there is one: what was left of the streams may have been under way when the last one died."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(300):
         while len(service.workers) != 1:
             await asyncio.sleep(0.05)
     return service.workers[0]

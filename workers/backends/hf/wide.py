@@ -2,7 +2,7 @@
 
 BLAS copies a matrix into an order of its own, all of it, before it multiplies. Under a wide vocabulary that costs as
 much as the product itself for up to a hundred positions, unless the copy of a part is still in the cache when it is
-used. A single row is not copied for. Measured: docs/divergence.md, `python -m benchmarks.heads`.
+used. A single row is not copied for. Measured: docs/divergence.md, `python -m benchmarks.products`.
 """
 
 from __future__ import annotations
