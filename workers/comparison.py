@@ -6,6 +6,7 @@ the same forms without cancellation (`workers.sweeps` has the loops).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -139,10 +140,10 @@ def compare(
         a, b = a.widened(), b.widened()
     size = a.values.shape[1] if vocab_size is None else vocab_size
     count = a.values.shape[0]
-    out = np.empty((count, sweeps.FIRST_RENYI + len(plan.orders)))
+    out = np.full((count, sweeps.FIRST_RENYI + len(plan.orders)), math.nan)
     sums = np.array(
         [
-            plan.asks(*_DISTANCES),
+            plan.asks(*_DISTANCES) or 1.0 in map(abs, plan.orders),  # Rényi's of order 1 is KL's
             plan.asks("hellinger"),
             plan.asks("rank_of_b_in_a"),
             plan.asks("rank_of_a_in_b"),

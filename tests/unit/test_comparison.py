@@ -47,6 +47,14 @@ def test_every_measure_equals_the_reference(vocab_size: int, distance: float) ->
         np.testing.assert_allclose(got, want[name], rtol=5e-5, atol=1e-6 if loose else 2e-12, err_msg=name)
 
 
+@pytest.mark.parametrize("name", [*ALL, "renyi_ba:1"])
+def test_a_measure_is_the_same_alone_as_beside_others(name: str) -> None:
+    a, b = logits(1, 20, 300), logits(2, 20, 300)
+    together = measured(a, b, measures=[*ALL, "renyi_ba:1"])[name]
+    assert not np.isnan(together).any()
+    np.testing.assert_array_equal(measured(a, b, measures=[name])[name], together)
+
+
 def test_against_scipy() -> None:
     a, b = logits(3, 30, 3000), logits(4, 30, 3000)
     p, q = np.exp(log_softmax(a)), np.exp(log_softmax(b))

@@ -18,7 +18,7 @@ from rl_onoff.version import __version__
 from workers.wire import PairInfo, Side
 
 #: Of keys and values alike: what an older or newer format wrote is never found.
-FORMAT: Final = 3
+FORMAT: Final = 4
 #: Positions of a block of top-k rows or measures, and at most of whole rows.
 POSITIONS: Final = 16
 #: What a block of whole rows should not exceed if it has more than one position: Redis is fastest at 0.3-1.2 MB.
