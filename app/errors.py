@@ -86,7 +86,10 @@ def _of_http(error: HTTPException) -> OnOffError:
 
 def invalid_field(findings: Sequence[Mapping[str, Any]], body: Any) -> InvalidField:
     """Pydantic's findings without the values that caused them."""
+    if findings[0]["loc"][:1] != ("body",):  # of the address
+        body = {step: None for finding in findings for step in finding["loc"][1:2]}
     errors = describe([{**finding, "loc": finding["loc"][1:]} for finding in findings], body)  # less "body"
-    first = errors[0]
-    detail = f"{first['field']}: {first['message']}" if first["field"] else first["message"]
-    return InvalidField(detail, errors=errors)
+    name = errors[0]["field"]
+    # A field that may be several things has a finding for each of them.
+    says = " or ".join(error["message"] for error in errors if error["field"] == name)
+    return InvalidField(f"{name}: {says}" if name else says, errors=errors)

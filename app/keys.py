@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.record import current
 from rl_onoff.errors import ConfigurationError, Unauthorized
 
-#: Asked by probes, which have no key; they tell nothing about what is served.
+#: Asked by probes, which have no key; of what is served they tell the pairs' names.
 _OPEN = frozenset({("GET", b"/health"), ("GET", b"/ready")})
 _KEY = re.compile(r"[\x21-\x7e]{16,256}")
 

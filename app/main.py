@@ -20,7 +20,7 @@ from app.access import Access
 from app.config import Settings, check_agents, check_exposure
 from app.deps import Service
 from app.keys import Keys
-from app.middleware import Admission, Boundary
+from app.middleware import Admission, Boundary, Head
 from app.record import current
 from app.routes import distributions, divergence, generate, openai, switch, system, web
 from app.server import Server, bound
@@ -71,6 +71,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(ClientGone, _no_one)
     app.add_middleware(Admission, limits=settings.limits, drain=service.drain)
     app.add_middleware(Keys, digests=settings.key_digests, also_open=web.paths())
+    app.add_middleware(Head)
     app.add_middleware(Boundary, send_seconds=settings.send_seconds)
     app.add_middleware(
         Access, metrics=RequestMetrics(supervisor.telemetry.registry)

@@ -36,6 +36,16 @@ _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _ALWAYS = frozenset({"/health", "/ready", "/metrics"})
 
 
+class Head:
+    """HEAD is what GET would be, as HTTP has it; the server leaves the body out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app({**scope, "method": "GET"} if scope.get("method") == "HEAD" else scope, receive, send)
+
+
 class Boundary:
     """Every response carries a request id; whatever escapes the application becomes a problem, logged by that id.
 

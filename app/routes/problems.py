@@ -17,6 +17,7 @@ def _documented(*statuses: tuple[int, str]) -> dict[int | str, dict[str, Any]]:
 
 PROBLEMS = _documented(
     (400, "Not JSON, or JSON no request can be made of"),
+    (401, "No API key, or an unknown one, where the service has keys"),
     (404, "No such model"),
     (408, "The body did not arrive in time"),
     (413, "The body is too large"),

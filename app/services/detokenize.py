@@ -17,14 +17,23 @@ _REPLACEMENT = "\ufffd"
 _MAX_WINDOW = 64
 
 
+def anchor_of(tokenizer: Tokenizer) -> list[int]:
+    """An id behind which others can be decoded as they are in the midst of a text; none if there is no such id."""
+    for token_id in range(tokenizer.get_vocab_size()):
+        text: str = tokenizer.decode([token_id], skip_special_tokens=False)
+        if text.isascii() and text.isalnum() and token_id not in tokenizer.get_added_tokens_decoder():
+            return [token_id]
+    return []
+
+
 class _Decoder:
     """Text as it becomes certain. Decodes a window that starts one chunk back, for tokenizers that look left."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, after: Sequence[int]) -> None:
         self._tokenizer = tokenizer
-        self._window: list[int] = []
-        self._known = 0  # ids of the window whose text was given out
-        self._known_text = ""
+        self._window = list(after)
+        self._known = len(after)  # ids of the window whose text was given out
+        self._known_text = self._decode(after)
 
     def push(self, token_id: int) -> str:
         self._window.append(token_id)
@@ -70,9 +79,14 @@ class _Held:
 class TextStream:
     """Tokens in, pieces out; `stopped` once a stop string is complete, after which no token may follow."""
 
-    def __init__(self, tokenizer: Tokenizer, *, silent: Collection[int], stop: Sequence[str] = ()) -> None:
-        """`silent` ids have no text: special tokens, and the end-of-sequence token that ends a generation."""
-        self._decoder = _Decoder(tokenizer)
+    def __init__(
+        self, tokenizer: Tokenizer, *, silent: Collection[int], stop: Sequence[str] = (), after: Sequence[int] = ()
+    ) -> None:
+        """`silent` ids have no text: special tokens, and the end-of-sequence token that ends a generation.
+
+        The text goes on behind the ids `after`.
+        """
+        self._decoder = _Decoder(tokenizer, after)
         self._silent = silent
         self._stop = stop
         self._reach = max(map(len, stop), default=1) - 1

@@ -30,6 +30,7 @@ class Stream:
     run: SwitchRun
     place: Place
     superseded: asyncio.Event = field(default_factory=asyncio.Event)
+    ambiguous: bool = False  # another of the same name ran beside it: nobody can tell which one is meant
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -38,8 +39,8 @@ class Streams:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        #: By what the request says and its id. None: two go by that name, and nobody can tell which one is meant.
-        self._running: dict[bytes, Stream | None] = {}
+        #: By what the request says and its id.
+        self._running: dict[bytes, list[Stream]] = {}
         self._waiting: dict[bytes, tuple[Stream, asyncio.TimerHandle]] = {}
 
     async def open(
@@ -68,10 +69,10 @@ class Streams:
 
     async def _continued(self, name: bytes, kept_as: bytes) -> SwitchRun | None:
         """The run of this name, without its listener; None where there is none."""
-        running = self._running.get(name)
-        if running is not None:  # a connection that broke without a word
-            running.superseded.set()
-            await running.ended.wait()
+        for running in self._running.get(name, []):
+            if not running.ambiguous:  # a connection that broke without a word
+                running.superseded.set()
+                await running.ended.wait()
         waiting = self._waiting.pop(kept_as, None)
         if waiting is None:
             return None
@@ -80,14 +81,20 @@ class Streams:
         return stream.run
 
     async def _events(self, name: bytes, kept_as: bytes, stream: Stream) -> AsyncGenerator[Event, None]:
-        self._running[name] = stream if name not in self._running else None
+        alike = self._running.setdefault(name, [])
+        alike.append(stream)
+        if len(alike) > 1:
+            for one in alike:
+                one.ambiguous = True
         try:
             async with aclosing(stream.run.events(stream.place)) as events:
                 async for event in events:
                     yield event
         finally:
-            if self._running.get(name) is stream:
+            alike.remove(stream)
+            if not alike:
                 del self._running[name]
+            if not stream.ambiguous:
                 self._keep(kept_as, stream)
             stream.ended.set()
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from tokenizers import Tokenizer
 
 from app.services import chat
-from app.services.detokenize import TextStream
+from app.services.detokenize import TextStream, anchor_of
 from rl_onoff.errors import ContextExceeded, InvalidField, LimitExceeded
 from rl_onoff.schemas import Message
 from workers.wire import PairInfo, Side
@@ -30,7 +30,9 @@ class Codec:
         self._tokenizer.no_padding()
         self._templates: dict[Side, str | None] = {"a": info.a.chat_template, "b": info.b.chat_template}
         self._special_tokens = info.special_tokens
-        self._pieces: dict[int, str] = {}
+        self._pieces: dict[int, tuple[str, bool]] = {}
+        # Some tokenizers take the space off the front of what they decode: pieces are decoded behind another token.
+        self._anchor = anchor_of(self._tokenizer)
         # No text within the context has more characters than the longest piece of the vocabulary at every position.
         longest = max(map(len, self._tokenizer.get_vocab()), default=1)
         self._max_chars = min(max_chars, longest * self.max_len)
@@ -76,12 +78,21 @@ class Codec:
             )
 
     def piece(self, token_id: int) -> str:
-        """One id as text: its own, or its vocabulary entry where it is no text alone (a part of a character)."""
+        """One id as text, in the midst of one; its vocabulary entry where it has none (a part of a character)."""
+        return self._piece(token_id)[0]
+
+    def is_text(self, token_id: int) -> bool:
+        """Whether the id's piece is its text: that of a part of a character is not."""
+        return self._piece(token_id)[1]
+
+    def _piece(self, token_id: int) -> tuple[str, bool]:
         known = self._pieces.get(token_id)
         if known is None:
-            known = self._tokenizer.decode([token_id], skip_special_tokens=False)
-            if not known or _REPLACEMENT in known:
-                known = self._tokenizer.id_to_token(token_id) or ""
+            before = self._tokenizer.decode(self._anchor, skip_special_tokens=False)
+            text = self._tokenizer.decode([*self._anchor, token_id], skip_special_tokens=False)[len(before) :]
+            known = (text, True)
+            if not text or _REPLACEMENT in text:
+                known = (self._tokenizer.id_to_token(token_id) or "", False)
             self._pieces[token_id] = known
         return known
 
@@ -91,7 +102,7 @@ class Codec:
     def stream(self, *, ends: Collection[int], stop: Sequence[str] | str | None) -> TextStream:
         """For a generation that ends with one of the tokens `ends`, or at a stop string."""
         stops = [stop] if isinstance(stop, str) else list(stop or ())
-        return TextStream(self._tokenizer, silent=self._special_ids | frozenset(ends), stop=stops)
+        return TextStream(self._tokenizer, after=self._anchor, silent=self._special_ids | frozenset(ends), stop=stops)
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:

@@ -218,3 +218,26 @@ def test_routes_and_methods_that_are_not_there(http: httpx.Client) -> None:
 def test_a_nul_character_is_text_like_any_other(http: httpx.Client) -> None:
     response = http.post("/generate", json={"model": "base", "prompt": "\0", "sampling": {"max_tokens": 1}})
     assert response.status_code == 200
+
+
+def test_head_is_get_without_a_body(http: httpx.Client) -> None:
+    for path in ("/health", "/ready", "/models", "/"):
+        got, head = http.get(path), http.head(path)
+        assert (head.status_code, head.content) == (got.status_code, b"")
+        assert head.headers["content-type"] == got.headers["content-type"]
+    response = http.head("/generate")
+    assert (response.status_code, response.headers["allow"]) == (405, "POST")
+
+
+def test_a_wrong_part_of_the_address_is_named(http: httpx.Client) -> None:
+    problem = check(http.get("/examples", params={"limit": 0}), 422, "invalid-field")
+    assert problem["errors"][0]["field"] == "limit"
+    assert problem["detail"].startswith("limit: ")
+
+
+def test_a_field_that_may_be_several_things_says_all_of_them(http: httpx.Client) -> None:
+    body = {"prompt": "a", "policy": {"kind": "always_a"}, "lookahead": 65}
+    problem = check(http.post("/switch-generate", json=body), 422, "invalid-field")
+    assert problem["detail"].startswith("lookahead: ")
+    assert "'auto'" in problem["detail"]
+    assert "64" in problem["detail"]

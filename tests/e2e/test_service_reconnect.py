@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -224,3 +225,14 @@ def test_the_sdk_goes_on_after_a_restart_of_the_service(tmp_path: Path, free_por
     assert [token.index for token in tokens] == list(range(200))
     assert [token.id for token in tokens] == plain.token_ids
     assert stream.result.text == plain.text
+
+
+def test_a_name_that_two_had_at_once_is_one_streams_again(http: httpx.Client) -> None:
+    """Of the two nobody can tell which one is meant; whoever has it afterwards is found."""
+    name = {"X-Request-Id": "twice"}
+    with ThreadPoolExecutor(2) as both:
+        for one in [both.submit(read, http, SEEDLESS, **name) for _ in range(2)]:
+            one.result()
+    found, _ = read(http, SEEDLESS, 5, **name)
+    rest, _ = read(http, SEEDLESS, **name, **{"Last-Event-ID": str(found[-1][1])})
+    assert rest[-1][0] == "done"

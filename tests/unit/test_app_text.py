@@ -7,10 +7,11 @@ import random
 
 import msgspec
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from app.services.chat import render
 from app.services.detokenize import Piece, TextStream
+from app.services.openai.tokens import _offsets
 from app.services.text import Codec
 from rl_onoff.errors import InvalidField
 from workers.wire import ModelInfo, PairInfo
@@ -151,3 +152,29 @@ async def test_others_go_on_while_a_long_text_is_tokenised(tokenizer: Tokenizer)
         turns += 1
     assert turns > 10  # one or two where the library holds up all threads
     assert await encoding == tokenizer.encode(text).ids
+
+
+def spaced() -> Tokenizer:
+    """As Llama 2's and Mistral's: a space before every text, and taken off the front of what is decoded."""
+    pieces = ["<s>", "\u2581the", "the", "\u2581cat", "\u2581", "s"]
+    vocabulary = {piece: i for i, piece in enumerate([*pieces, *"thecas", "th", "ca", "cat"])}
+    merges = [("t", "h"), ("th", "e"), ("\u2581", "the"), ("c", "a"), ("ca", "t"), ("\u2581", "cat")]
+    made = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])  # type: ignore[assignment]
+    made.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])  # type: ignore[assignment]
+    made.add_special_tokens(["<s>"])
+    return made
+
+
+def test_pieces_keep_the_spaces_that_a_decoder_strips_from_the_front() -> None:
+    tokenizer = spaced()
+    model = ModelInfo("m", "s", None, "f", "float32", "cpu", tokenizer.get_vocab_size(), 32, 100, [0], None, 0)
+    pair = PairInfo("p", "table", "0", model, msgspec.structs.replace(model, name="n"), tokenizer.to_str(), {})
+    codec = Codec(pair, max_chars=1 << 20)
+    ids = tokenizer.encode("the cat the cats").ids
+    assert codec.decode(ids) == "the cat the cats"
+    assert codec.pieces(ids) == [" the", " cat", " the", " cat", "s"]
+    assert codec.pieces([2]) == ["the"]
+    assert [piece.text for piece in pieces(codec.stream(ends=(), stop=None), ids)] == codec.pieces(ids)
+    offsets = _offsets(["<s>", *codec.pieces(ids)], "the cat the cats")
+    assert offsets == [0, 0, 3, 7, 11, 15]

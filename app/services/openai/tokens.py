@@ -66,8 +66,9 @@ def chat_logprobs(codec: Codec, generation: Generation, first: int, last: int) -
 
 def _named(codec: Codec, token_id: int, logprob: float) -> TopLogprob:
     text = codec.piece(token_id)
-    whole = codec.decode([token_id]) == text  # a part of a character has no bytes of its own here
-    return TopLogprob(token=text, logprob=at_least(logprob), bytes=list(text.encode()) if whole else None)
+    # A part of a character has no bytes of its own here.
+    own = list(text.encode()) if codec.is_text(token_id) else None
+    return TopLogprob(token=text, logprob=at_least(logprob), bytes=own)
 
 
 def _best(generation: Generation, index: int) -> Best:
@@ -88,6 +89,8 @@ def _offsets(pieces: Sequence[str], text: str) -> list[int]:
     """Where each piece begins in the text; what is not in it (a BOS, part of a character), where the last one ended."""
     offsets, at, missed = [], 0, 1
     for piece in pieces:
+        if at == 0 and piece[:1] == " " and text.startswith(piece[1:]) and not text.startswith(piece):
+            piece = piece[1:]  # the tokenizer put a space before the text
         found = text.find(piece, at, at + missed + len(piece))
         offsets.append(at if found < 0 else found)
         at, missed = (at, missed + 1) if found < 0 else (found + len(piece), 1)
