@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
 from workers import scoring
-from workers.backends.base import Pair, together
+from workers.backends.base import Pair, bulk, together
 from workers.measures import values
 from workers.wire import Compare, Done, Frame, Usage, Values
 
@@ -44,6 +44,7 @@ async def compare(
     columns = max(pair.info.a.logit_columns, pair.info.b.logit_columns)
     step = max(1, min(scoring.MAX_POSITIONS, CHUNK_BYTES // (4 * columns)))
 
+    @bulk
     def measure(hidden_a: Hidden, hidden_b: Hidden, begin: int) -> Values:
         return values(logits_a(hidden_a), logits_b(hidden_b), job, begin, vocab_size)
 

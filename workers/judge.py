@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -145,8 +146,18 @@ _COMPILED: Final[dict[str, Callable[[Any, Any], Any]]] = {
 
 
 def _of_tokens(name: str, rows_a: Rows, rows_b: Rows, tokens: list[int]) -> Any:
+    if name == "prob_of_a_in_b":
+        return _probabilities(rows_b, tokens)
     xp = array_api_compat.array_namespace(rows_a)
     token_ids = xp.asarray(tokens, dtype=xp.int64, device=array_api_compat.device(rows_a))
-    if name == "prob_of_a_in_b":
-        return xp.exp(divergence.gather(rows_b, token_ids))
     return divergence.gather(rows_b, token_ids) - divergence.gather(rows_a, token_ids)
+
+
+def _probabilities(rows: Rows, tokens: list[int]) -> Any:
+    """Of the tokens, with the exp of `top_prob_b`: policies compare the two, and libraries' last bits differ."""
+    host = sampling.on_host(rows)
+    if host is not None and host.dtype == np.float32:
+        return np.array([math.exp(host[i, token]) for i, token in enumerate(tokens)])
+    xp = array_api_compat.array_namespace(rows)
+    token_ids = xp.asarray(tokens, dtype=xp.int64, device=array_api_compat.device(rows))
+    return xp.exp(xp.astype(divergence.gather(rows, token_ids), xp.float64))

@@ -18,6 +18,8 @@ from rl_onoff.policy import Policy, PolicyState, Signals
 from workers.judge import measure
 
 LOGPROB = "logprob"
+#: Rényi's divergences of all orders are taken to move as far as the most of these do.
+_ORDERS = (0.5, 0.9, 1.1, 2, 5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class NoiseFloor:
 
     def may_turn(self, policy: Policy, state: PolicyState, signals: Signals) -> bool:
         """Whether the policy would have wanted another leader, the watched signal moved by its floor either way."""
-        floor = self.floors.get(policy.watched, 0.0)
+        floor = self.floors.get(policy.watched, self.floors.get(policy.watched.partition(":")[0], 0.0))
         if floor == 0.0:
             return False
         value = signals.values[policy.watched]
@@ -50,10 +52,15 @@ def measured(rows_a: tuple[Any, Any], rows_b: tuple[Any, Any]) -> dict[str, floa
     first, second = (measure(a, b, names) for a, b in zip(rows_a, rows_b, strict=True))
     floors |= {name: _largest_change(first[name], second[name]) for name in names}
     floors |= dict.fromkeys(("delta_logp_a", "delta_logp_b"), 2 * floors[LOGPROB])
+    for family in ("renyi", "renyi_ba"):
+        of_orders = [f"{family}:{order}" for order in _ORDERS]
+        first, second = (measure(a, b, of_orders) for a, b in zip(rows_a, rows_b, strict=True))
+        floors[family] = max(_largest_change(first[name], second[name]) for name in of_orders)
     floors["prob_of_a_in_b"] = floors["top_prob_b"]
     return floors
 
 
 def _largest_change(left: Any, right: Any) -> float:
-    gap = np.abs(np.asarray(left, dtype=np.float64) - np.asarray(right, dtype=np.float64))
+    with np.errstate(invalid="ignore"):  # what is infinite in both has not moved
+        gap = np.abs(np.asarray(left, dtype=np.float64) - np.asarray(right, dtype=np.float64))
     return float(gap[np.isfinite(gap)].max(initial=0.0))

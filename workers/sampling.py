@@ -170,14 +170,27 @@ def at_temperature(rows: Array, temperature: float) -> Array:
 
 
 def top(rows: Array, k: int) -> tuple[Array, Array]:
-    """The k largest entries of each row, best first: values `[n, k]` and ids `[n, k]`."""
-    if array_api_compat.is_torch_array(rows):
-        values, ids = rows.topk(k, dim=-1)
-        return values, ids
-    part = np.argpartition(-rows, k - 1, axis=-1)[:, :k] if k < rows.shape[-1] else np.argsort(-rows, axis=-1)
-    values = np.take_along_axis(rows, part, axis=-1)
-    order = np.argsort(-values, axis=-1, kind="stable")
-    return np.take_along_axis(values, order, axis=-1), np.take_along_axis(part, order, axis=-1)
+    """The k largest entries of each row, best first: values `[n, k]` and ids `[n, k]`. Of equal ones the lowest ids."""
+    of_torch = array_api_compat.is_torch_array(rows)
+    xp = array_api_compat.array_namespace(rows)
+    more = min(k + 1, rows.shape[-1])  # whether the last one has equals that are left out
+    ids = rows.topk(more, dim=-1)[1] if of_torch else np.argpartition(-rows, more - 1, axis=-1)[:, :more]
+    ids, values = _best_first(rows, ids)
+    if more > k:
+        for i in np.flatnonzero(to_numpy(values[:, k - 1] == values[:, k])):
+            equal = xp.nonzero(rows[i] == values[i, k])[0]
+            above = int(xp.sum(xp.astype(values[i, :k] > values[i, k], xp.int64)))
+            ids[i, above:k] = equal[: k - above]
+    return values[:, :k], ids[:, :k]
+
+
+def _best_first(rows: Array, ids: Array) -> tuple[Array, Array]:
+    """Ids `[n, m]` by the rows' values, equal ones by themselves, and these values."""
+    xp = array_api_compat.array_namespace(rows)
+    ids = xp.sort(ids, axis=-1)
+    order = xp.argsort(xp.take_along_axis(rows, ids, axis=-1), axis=-1, descending=True, stable=True)
+    ids = xp.take_along_axis(ids, order, axis=-1)
+    return ids, xp.take_along_axis(rows, ids, axis=-1)
 
 
 def to_numpy(array: Array) -> np.ndarray[Any, np.dtype[Any]]:

@@ -10,8 +10,9 @@ import array_api_compat
 import numpy as np
 
 from rl_onoff import divergence
+from rl_onoff.errors import InternalError
 from workers import comparison, device
-from workers.backends.base import Pair, both_sequences, together
+from workers.backends.base import Pair, both_sequences, bulk, together
 from workers.judge import measure
 from workers.measures import solution as measured_ids
 from workers.measures import values
@@ -41,6 +42,7 @@ async def score(pair: Pair, job: Score) -> AsyncIterator[Frame]:
     yield Done(Usage(a_forwards=forwards) if job.side == "a" else Usage(b_forwards=forwards))
 
 
+@bulk
 def _cut(rows: Any, job: Score, begin: int, end: int) -> Rows:
     xp = array_api_compat.array_namespace(rows)
     logits = rows / job.temperature if job.kind == "logits" and job.temperature != 1 else rows
@@ -49,6 +51,9 @@ def _cut(rows: Any, job: Score, begin: int, end: int) -> Rows:
     values = xp.exp(logprobs) if values is None else values
     device = array_api_compat.device(rows)
     token_ids = xp.asarray(job.ids[begin:end], dtype=xp.int64, device=device)
+    token_logprobs = to_numpy(divergence.gather(logprobs, token_ids))
+    if np.isnan(token_logprobs).any():  # raw logits were not looked at for infinities
+        raise InternalError("the model gave NaN instead of probabilities: its numbers overflow in this dtype")
     ids = tail = None
     if job.top_k is not None:
         values, top_ids = top(values, job.top_k)
@@ -59,7 +64,7 @@ def _cut(rows: Any, job: Score, begin: int, end: int) -> Rows:
         start=begin - job.start,
         values=_stored(to_numpy(values), job.dtype),
         ids=ids,
-        token_logprobs=Array.of(to_numpy(divergence.gather(logprobs, token_ids))),
+        token_logprobs=Array.of(token_logprobs),
         entropy=Array.of(to_numpy(divergence.entropy(logprobs))),
         tail=tail,
     )
@@ -94,6 +99,7 @@ async def compare(pair: Pair, job: Compare) -> AsyncIterator[Frame]:
     yield Done(usage)
 
 
+@bulk
 def _measure(rows_a: Any, rows_b: Any, job: Compare, begin: int, solution: list[int]) -> Values:
     host_a, host_b = on_host(rows_a), on_host(rows_b)
     if host_a is not None and host_b is not None and host_a.dtype == host_b.dtype == np.float32:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, GPTNeoConfig
 
-from rl_onoff.errors import InternalError, InvalidField, LoadError, ShuttingDown, WorkerLost
+from rl_onoff.errors import InternalError, InvalidField, LoadError, ShuttingDown, UnsupportedModel, WorkerLost
 from tests.contract import tiny
 from tests.contract.conftest import Case, spec
 from tests.contract.test_backend import GREEDY, gap, tokens
 from workers.backends import load_pair
+from workers.backends.base import bulk
 from workers.backends.hf.calls import RowsCall
 from workers.backends.hf.engine import _may_wait
 from workers.backends.hf.invariant import make_invariant
 from workers.backends.hf.slots import SlotCache, _SlotLayer
-from workers.wire import Generate, SamplingParams, SwitchGenerate
+from workers.host import answer
+from workers.wire import Generate, SamplingParams, Score, SwitchGenerate
 
 
 def cache(case: Case) -> SlotCache:
@@ -177,6 +182,69 @@ async def test_calls_at_the_end_are_refused(folders: dict[str, Any]) -> None:
             await sequence.rows([3], 1)
         results = await asyncio.gather(*pending, return_exceptions=True)
     assert all(isinstance(result, ShuttingDown) or len(result) == tiny.MAX_LEN for result in results)
+
+
+async def test_nan_amid_a_long_prompt_fails_at_once_and_stays_in_no_slot(
+    folders: dict[str, Any], monkeypatch: Any
+) -> None:
+    """Nobody looks at the rows of such a pass; whoever has the slot next would meet it."""
+    monkeypatch.setattr("workers.backends.hf.model.PREFILL_CHUNK", 16)
+    pair: Any = load_pair(spec(*folders["llama"], sequences=1))
+    try:
+        with torch.inference_mode():
+            pair.a._cache._model.get_input_embeddings().weight[90] = float("nan")
+        async with pair.a.sequence() as sequence:
+            with pytest.raises(InternalError, match="NaN"):
+                await sequence.rows([5, 6, 90, *[7] * 200], 200)
+            assert pair.steps == 1
+        async with pair.a.sequence() as sequence:
+            await sequence.rows([8, 9, 10], 1)
+    finally:
+        await pair.close()
+
+
+async def test_infinite_logits_are_refused_in_every_kind(folders: dict[str, Any]) -> None:
+    pair: Any = load_pair(spec(*folders["llama"]))
+    try:
+        with torch.inference_mode():
+            pair.a._cache._model.get_output_embeddings().weight[20] *= 1e38
+            pair.a._cache._model.get_output_embeddings().weight[20] *= 1e38
+        for kind in ("logits", "logprobs", "probs"):
+            with pytest.raises(InternalError, match="NaN"):
+                async for _ in answer(pair, Score("a", [3, 4, 5, 6, 7, 8], 1, kind)):
+                    pass
+    finally:
+        await pair.close()
+
+
+async def test_generation_goes_on_beside_long_computations(llama: Case) -> None:
+    """A few of them a token, however many there are: it does not wait for all."""
+    computed = [0]
+
+    @bulk
+    def long() -> None:
+        time.sleep(0.01)
+        computed[0] += 1
+
+    engine: Any = llama.pair.a.engine  # type: ignore[attr-defined]
+    waiting = [asyncio.create_task(engine.compute(long)) for _ in range(100)]
+    await asyncio.sleep(0)
+    await tokens(llama, Generate("a", llama.prompt(8), 10, GREEDY, ignore_eos=True))
+    assert computed[0] < 60
+    await asyncio.gather(*waiting)
+    assert computed[0] == 100
+
+
+def test_attention_that_counts_from_the_end_of_the_keys_is_refused(tmp_path: Path) -> None:
+    """As GPT-Neo's local layers do: beyond their window rows would be wrong, and only there."""
+    config = GPTNeoConfig(
+        vocab_size=tiny.COLUMNS, hidden_size=32, num_layers=2, attention_types=[[["global", "local"], 1]], num_heads=4,
+        max_position_embeddings=512, window_size=256, eos_token_id=1, bos_token_id=None,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModel, match="local attention"):
+        load_pair(spec(tmp_path, tmp_path))
 
 
 @pytest.mark.parametrize("where", ["a pass", "a computation"])

@@ -55,6 +55,22 @@ def test_a_measure_is_the_same_alone_as_beside_others(name: str) -> None:
     np.testing.assert_array_equal(measured(a, b, measures=[name])[name], together)
 
 
+@pytest.mark.parametrize("order", [0.96, 0.99, 0.9999, 0.999999, 1.000001, 1.0001, 1.01, 1.04])
+@pytest.mark.parametrize("distance", [0.1, 3.0])
+def test_orders_of_renyis_near_one(order: float, distance: float) -> None:
+    """Where float32 would divide its last bits by next to nothing."""
+    a = logits(1, 6, 3000)
+    b = a + np.float32(distance) * logits(2, 6, 3000, 1.0)
+    names = [f"renyi:{order}", f"renyi_ba:{order}"]
+    want = divergence.compute(log_softmax(a), log_softmax(b), names)
+    for name, got in measured(a, b, measures=names).items():
+        np.testing.assert_allclose(got, want[name], rtol=1e-6, err_msg=name)
+    with_nan = a.copy()
+    with_nan[2, 7] = math.nan
+    got = measured(with_nan, b, measures=names)[names[0]]
+    assert np.isnan(got).tolist() == [False, False, True, False, False, False]
+
+
 def test_against_scipy() -> None:
     a, b = logits(3, 30, 3000), logits(4, 30, 3000)
     p, q = np.exp(log_softmax(a)), np.exp(log_softmax(b))

@@ -14,8 +14,9 @@ import torch
 
 from rl_onoff import divergence
 from rl_onoff.errors import InvalidField
-from rl_onoff.kinds import BUILT_IN
-from rl_onoff.policy import TOKEN_SIGNALS, Lead
+from rl_onoff.kinds import BUILT_IN, parse_policy
+from rl_onoff.policy import TOKEN_SIGNALS, Lead, Signals, initial_state
+from workers import noise
 from workers.backends import load_pair
 from workers.host import answer
 from workers.judge import judge
@@ -89,12 +90,31 @@ def test_tokens_the_other_model_excludes() -> None:
     assert verdict.values == {"delta_logp_a": [-math.inf], "delta_logp_b": [math.inf], "prob_of_a_in_b": [0.0]}
 
 
-def test_bs_best_token_is_its_best_to_the_last_bit() -> None:
-    row = np.repeat(rows(3, 1), 7, axis=0)
-    for given in (row, torch.from_numpy(row)):
-        greedy = SamplingParams(temperature=0)
-        values = judge(given, given, range(7), greedy, frozenset({"prob_of_a_in_b", "top_prob_b"})).values
-        assert values["prob_of_a_in_b"] == values["top_prob_b"]
+@pytest.mark.parametrize("count", [1, 400])
+def test_bs_best_token_is_its_best_to_the_last_bit(count: int) -> None:
+    """However many rows there are, of whatever library: `target_floor` compares the two."""
+    random = np.random.default_rng(3)
+    drawn = (random.normal(size=(400, 900)) * 3).astype(np.float32)
+    drawn -= np.log(np.exp(drawn).sum(-1, keepdims=True))
+    for given in (drawn, torch.from_numpy(drawn)):
+        for begin in range(0, 400, count):
+            part = given[begin : begin + count]
+            greedy = SamplingParams(temperature=0)
+            values = judge(part, part, range(count), greedy, frozenset({"prob_of_a_in_b", "top_prob_b"})).values
+            assert values["prob_of_a_in_b"] == values["top_prob_b"]
+
+
+@pytest.mark.parametrize("measure", ["js", "renyi:0.7", "renyi_ba:3"])
+def test_noise_may_turn_whatever_is_watched(measure: str) -> None:
+    first, second = (rows(seed, 40) for seed in (4, 5))
+    floors = noise.measured((first, first + np.float32(1e-5)), (second, second))
+    floor = noise.NoiseFloor(floors)
+    policy = parse_policy({"kind": "divergence", "measure": measure, "on": 0.3})
+    state = initial_state(policy)
+    size = floors.get(measure, floors["renyi"])
+    assert 0 < size < 1e-2
+    assert floor.may_turn(policy, state, Signals(3, 0, {measure: 0.3 + 0.5 * size}))
+    assert not floor.may_turn(policy, state, Signals(3, 0, {measure: 0.6}))
 
 
 # ------------------------------------------------------------------------------------------- on tables

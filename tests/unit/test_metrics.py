@@ -169,3 +169,11 @@ def test_intervals_of_one_study_are_paired() -> None:
     assert mean_of((values + 1).tolist()).low == pytest.approx(mean_of(values.tolist()).low + 1)
     with pytest.raises(ValueError, match="no problem"):
         bootstrap(np.empty((0, 2)), lambda sums: sums[..., 0])
+
+
+def test_an_interval_reaches_from_a_finite_value_to_infinity() -> None:
+    """A third of the resamples leave out the one infinite problem among twenty."""
+    sums = np.array([[0.5, 1.0]] * 19 + [[math.inf, 1.0]])
+    found = bootstrap(sums, lambda sums: np.exp(sums[..., 0] / sums[..., 1]))
+    assert found.value == found.high == math.inf
+    assert found.low == pytest.approx(math.exp(0.5))

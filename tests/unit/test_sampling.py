@@ -155,6 +155,20 @@ def test_top_is_sorted_and_complete() -> None:
     assert sampling.top(torch.from_numpy(ROW), 3)[1].tolist() == [[1, 3, 4]]
 
 
+@pytest.mark.parametrize("k", [1, 2, 7, 40, 300])
+def test_top_takes_the_lowest_ids_of_equals(k: int) -> None:
+    """As drawing does at temperature 0: logits in bfloat16 are often equal."""
+    coarse = torch.randn(20, 300, generator=torch.Generator().manual_seed(1)).bfloat16().float()
+    want = np.argsort(-coarse.numpy(), axis=-1, kind="stable")[:, :k]
+    for given in (coarse, coarse.numpy(), coarse.double()):
+        values, ids = sampling.top(given, k)
+        np.testing.assert_array_equal(np.asarray(ids), want)
+        np.testing.assert_array_equal(np.asarray(values), np.take_along_axis(np.asarray(given), want, -1))
+    assert np.asarray(sampling.top(coarse, k)[1])[:, 0].tolist() == sampling.choose(
+        coarse, SamplingParams(temperature=0), range(20)
+    )
+
+
 def test_tempered_rows_are_normalised() -> None:
     tempered = sampling.at_temperature(log(0.8, 0.2, 0.0), 0.5)
     np.testing.assert_allclose(np.exp(tempered[0]), [0.64 / 0.68, 0.04 / 0.68, 0.0], rtol=1e-6)

@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 from rl_onoff.errors import WorkerLost
 from rl_onoff.policy import Lead
@@ -24,6 +24,7 @@ from workers.wire import Compare, Frame, Generate, ModelInfo, PairInfo, Sampling
 Ids = Sequence[int]
 Rows = Any  # float32 [n, V], of numpy or of torch on the backend's device
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -142,6 +143,16 @@ class SwitchesItself(Protocol):
     def switch_generate(self, job: SwitchGenerate) -> AsyncIterator[Frame]:
         """As `workers.lookahead.switch_generate`."""
         ...
+
+
+def bulk(function: Callable[P, T]) -> Callable[P, T]:
+    """Mark what may take long and no next token waits for: a pair computes one such thing at a time, between passes."""
+    function.bulk = True  # type: ignore[attr-defined]
+    return function
+
+
+def is_bulk(function: Callable[..., Any]) -> bool:
+    return getattr(function, "bulk", False)
 
 
 @runtime_checkable

@@ -5,9 +5,10 @@ Samples of one problem are no independent draws: it is problems that are drawn a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -41,16 +42,21 @@ def bootstrap(sums: Array, combine: Callable[[Array], Array], *, resamples: int 
     if problems == 0:
         raise ValueError("there is no problem to estimate from")
     value = float(combine(sums.sum(0)))
+    infinite = np.isposinf(sums)
     random = np.random.default_rng(seed)
     chunk = max(1, _AT_ONCE // problems)
     drawn: list[Array] = []
     for start in range(0, resamples, chunk):
         count = min(chunk, resamples - start)
         weights = random.multinomial(problems, np.full(problems, 1 / problems), size=count).astype(np.float64)
-        with np.errstate(invalid="ignore"):  # an infinite problem that was not drawn: 0 x inf
-            drawn.append(np.asarray(combine(weights @ sums)))
-    with np.errstate(invalid="ignore"):
-        low, high = np.nanpercentile(np.concatenate(drawn), [2.5, 97.5])
+        totals = weights @ np.where(infinite, 0.0, sums)  # an infinite problem that was not drawn would be 0 x inf
+        totals[(weights @ infinite.astype(np.float64)) > 0] = math.inf
+        with np.errstate(invalid="ignore"):
+            drawn.append(np.asarray(combine(totals)))
+    values = np.concatenate(drawn)
+    # Between a finite value and an infinite one there is nothing to interpolate.
+    method: Literal["linear", "inverted_cdf"] = "linear" if np.isfinite(values).all() else "inverted_cdf"
+    low, high = np.nanpercentile(values, [2.5, 97.5], method=method)
     return Estimate(value, float(low), float(high), problems)
 
 

@@ -23,8 +23,8 @@ class BatchedModel(Protocol):
         """Plan the call's next pass. Calls of equal shape share it; 1 is a single new token."""
         ...
 
-    def forward(self, calls: list[RowsCall]) -> list[torch.Tensor | None]:
-        """One pass for planned calls of one shape: their rows, or None for a call that needs further passes."""
+    def forward(self, calls: list[RowsCall]) -> list[torch.Tensor]:
+        """One pass for planned calls of one shape: their rows; of a call that needs further passes the last one."""
         ...
 
     def discard(self, call: RowsCall) -> None:
@@ -53,6 +53,11 @@ class RowsCall:
         """Rows asked for."""
         return len(self.ids) - self.start + 1
 
+    @property
+    def complete(self) -> bool:
+        """Whether the planned pass is the last one before the answer, or the next drafted token."""
+        return self.end == len(self.ids)
+
     def look(self, rows: torch.Tensor) -> None:
         """What takes a processor's time over rows just computed, beside other calls': array work of one thread alone.
 
@@ -64,7 +69,7 @@ class RowsCall:
 
     def absorb(self, rows: torch.Tensor) -> Any:
         """The answer, once these rows, which were looked at, complete it; None if the call goes on."""
-        return rows
+        return rows if self.complete else None
 
 
 def _overflow() -> InternalError:
@@ -93,10 +98,14 @@ class DraftCall(RowsCall):
 
     def look(self, rows: torch.Tensor) -> None:
         RowsCall.look(self, rows)
+        if not self.complete:
+            return
         self.tokens, gaps = draw(rows, self.params, [len(self.ids)])
         self.gaps += gaps
 
     def absorb(self, rows: torch.Tensor) -> Draft | None:
+        if not self.complete:
+            return None
         (token,) = self.tokens
         self.drawn.append(rows)
         self.ids.append(token)
@@ -106,18 +115,17 @@ class DraftCall(RowsCall):
         return Draft(self.ids[-len(self.drawn) :], torch.cat(self.drawn), self.gaps)
 
 
-def look_together(calls: Sequence[RowsCall], batch: Sequence[torch.Tensor | None]) -> list[BaseException | None]:
+def look_together(calls: Sequence[RowsCall], batch: Sequence[torch.Tensor]) -> list[BaseException | None]:
     """`look` of all these calls, rows on a GPU: it is waited for twice, however many the calls are."""
     errors: list[BaseException | None] = [None] * len(calls)
-    there = [i for i, rows in enumerate(batch) if rows is not None]
-    highest = torch.stack([rows.amax().float() for rows in batch if rows is not None]) if there else torch.empty(0)
-    for i, nan in zip(there, highest.isnan().tolist(), strict=True):
+    highest = torch.stack([rows.amax().float() for rows in batch])
+    for i, nan in enumerate(highest.isnan().tolist()):
         if nan:
             errors[i] = _overflow()
     drafts = [
         (call, rows)
         for call, rows, error in zip(calls, batch, errors, strict=True)
-        if rows is not None and error is None and isinstance(call, DraftCall)
+        if error is None and isinstance(call, DraftCall) and call.complete
     ]
     if drafts:
         params, places = [call.params for call, _ in drafts], [len(call.ids) for call, _ in drafts]
@@ -134,3 +142,4 @@ class ComputeCall:
 
     run: Callable[[], Any]
     future: asyncio.Future[Any]
+    bulk: bool = False

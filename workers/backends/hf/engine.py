@@ -21,6 +21,7 @@ import torch
 
 from rl_onoff.errors import OnOffError, ShuttingDown, WorkerLost
 from workers import device, threads
+from workers.backends.base import is_bulk
 from workers.backends.hf.calls import BatchedModel, ComputeCall, DraftCall, RowsCall, look_together
 
 logger = logging.getLogger("rl_onoff.worker")
@@ -67,7 +68,7 @@ class Engine:
 
     async def compute(self, function: Callable[..., T], *args: Any) -> T:
         future = asyncio.get_running_loop().create_future()
-        result: T = await self.submit(ComputeCall(partial(function, *args), future))
+        result: T = await self.submit(ComputeCall(partial(function, *args), future, is_bulk(function)))
         return result
 
     async def until_lost(self) -> WorkerLost:
@@ -80,22 +81,28 @@ class Engine:
 
     def _run(self) -> None:
         pending: list[RowsCall] = []
+        bulk: list[ComputeCall] = []  # one a turn, after the pass: nobody's next token waits for it
         answered = 0  # computations just handed back: what they lead to is worth waiting for
         with torch.inference_mode():
             while True:
-                fresh, end = self._take(len(pending), answered)
+                fresh, end = self._take(len(pending) + len(bulk), answered)
                 pending += [call for call in fresh if isinstance(call, RowsCall)]
-                computes = [call for call in fresh if isinstance(call, ComputeCall)]
+                computes = [call for call in fresh if isinstance(call, ComputeCall) and not call.bulk]
+                bulk += [call for call in fresh if isinstance(call, ComputeCall) and call.bulk]
                 if end:
-                    self._refuse([*pending, *computes])
+                    self._refuse([*pending, *computes, *bulk])
                     return
                 self._deliver([(call.future, *_attempt(call.run)) for call in computes])
                 answered = len(computes)
                 pending = [call for call in pending if not call.future.cancelled()]
                 if pending and not answered and not self._lost.done():
                     pending = self._step(pending)
+                bulk = [call for call in bulk if not call.future.cancelled()]
+                if bulk and not answered and not self._lost.done():
+                    call = bulk.pop(0)
+                    self._deliver([(call.future, *_attempt(call.run))])
                 if self._lost.done():
-                    self._refuse(pending)
+                    self._refuse([*pending, *bulk])
                     return
 
     def _take(self, pending: int, answered: int) -> tuple[list[Call], bool]:
@@ -195,26 +202,25 @@ def _may_wait(call: RowsCall, shape: int, rests: list[int]) -> bool:
     return judges and call.waited < call.wanted and any(rest <= call.wanted for rest in rests)
 
 
-def _absorbed(calls: list[RowsCall], batch: list[torch.Tensor | None]) -> list[tuple[Any, BaseException | None]]:
+def _absorbed(calls: list[RowsCall], batch: list[torch.Tensor]) -> list[tuple[Any, BaseException | None]]:
     """What each call makes of its rows: drawing from them is done side by side."""
 
     def look(begin: int, end: int) -> list[BaseException | None]:
         return [
-            None if rows is None else _attempt(partial(call.look, rows))[1]
-            for call, rows in zip(calls[begin:end], batch[begin:end], strict=True)
+            _attempt(partial(call.look, rows))[1] for call, rows in zip(calls[begin:end], batch[begin:end], strict=True)
         ]
 
     drafts = zip(calls, batch, strict=True)
-    entries = sum(rows.numel() for call, rows in drafts if rows is not None and isinstance(call, DraftCall))
+    entries = sum(rows.numel() for call, rows in drafts if isinstance(call, DraftCall) and call.complete)
     worth = entries >= 4 * threads.WORTH  # after a pass the library's own threads keep the processors for a while
-    if all(rows is None or device.reaches(rows) for rows in batch):
+    if all(device.reaches(rows) for rows in batch):
         looked, failed = _attempt(partial(look_together, calls, batch))
         errors = [failed] * len(calls) if looked is None else looked
     else:
         parts = threads.in_parts(look, len(calls), threads.processors() if worth else 1)
         errors = [error for part in parts for error in part]
     return [
-        (None, error) if rows is None or error is not None else _attempt(partial(call.absorb, rows))
+        (None, error) if error is not None else _attempt(partial(call.absorb, rows))
         for call, rows, error in zip(calls, batch, errors, strict=True)
     ]
 

@@ -102,7 +102,7 @@ class HFModel:
             return -max(count, RAGGED)  # never one batch with calls that want rows
         return count if count == 1 or count > RAGGED else RAGGED
 
-    def forward(self, calls: list[RowsCall]) -> list[torch.Tensor | None]:
+    def forward(self, calls: list[RowsCall]) -> list[torch.Tensor]:
         slots = [call.slot for call in calls]
         tokens = [call.ids[call.first : call.end] for call in calls]
         starts, keeps = [call.first for call in calls], [call.keep for call in calls]
@@ -114,9 +114,7 @@ class HFModel:
             self._cache.forget(slots)
             raise
         return [
-            (row if isinstance(call, HiddenCall) else self._rows(row, call.logits))
-            if call.end == len(call.ids)
-            else None
+            row if isinstance(call, HiddenCall) else self._rows(row, call.logits)
             for row, call in zip(logits, calls, strict=True)
         ]
 

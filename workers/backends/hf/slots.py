@@ -129,6 +129,8 @@ class SlotCache:
         unknown = kinds - {"full_attention", "sliding_attention"}
         if unknown:
             raise ValueError(f"its layers keep a state that cannot be rolled back: {', '.join(sorted(unknown))}")
+        if "local" in getattr(config, "attention_layers", ()):
+            raise ValueError("its local attention counts positions from the end of the keys, of which passes have more")
         if not kinds:
             kinds = {"sliding_attention" if self._window else "full_attention"}
         self._kinds = kinds
