@@ -32,11 +32,17 @@ class Columns:
     reference: str | None = None
 
     def resolve(self, names: Collection[str]) -> Columns:
-        """What was left open is guessed. Raises DataError for a column that does not exist."""
+        """What was left open is guessed. Raises DataError for a column that does not exist.
+
+        Where the prompt's column was named, messages of another are not guessed: they would win over it.
+        """
         for role, column in asdict(self).items():
             if column is not None and column not in names:
                 raise DataError(f"there is no column {column!r} for the {role}: " + _there_are(column, names))
-        return replace(self, **{role: getattr(self, role) or _guess(role, names) for role in get_args(Role)})
+        found = replace(self, **{role: getattr(self, role) or _guess(role, names) for role in get_args(Role)})
+        if self.prompt is not None and self.messages is None and found.messages != self.prompt:
+            return replace(found, messages=None)
+        return found
 
     def missing(self, needs: Iterable[str], names: Collection[str]) -> str | None:
         """What is needed and not there, as a message; `prompt` may come as messages."""

@@ -8,14 +8,17 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from importlib import import_module
-from itertools import islice
-from typing import Any
+from itertools import chain, islice
+from typing import Any, Final
 
 from rl_onoff.data.columns import Columns
 from rl_onoff.data.sources import Broken, Raw, Source
 from rl_onoff.data.spill import Keys
 from rl_onoff.errors import DataError, MissingDependency
 from rl_onoff.philox import derive_seed
+
+#: Rows of a source that settle its columns: not every row of a JSONL file has every column.
+_SETTLING: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,8 @@ class Row:
 class Prompting:
     """How a row becomes a prompt: a Jinja template over its columns, and whether it is sent as a chat.
 
-    `reference_after` keeps of a reference what follows the last such mark (`####` in GSM8K).
+    `system` stands before a chat, and before messages that have no system message of their own. `reference_after` keeps
+    of a reference what follows the last such mark (`####` in GSM8K).
     """
 
     template: str | None = None
@@ -62,14 +66,20 @@ class Prompting:
     system: str | None = None
     reference_after: str | None = None
 
+    def messages(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
+        """With the system message before them."""
+        if self.system is None or any(message["role"] == "system" for message in messages):
+            return messages
+        return [{"role": "system", "content": self.system}, *messages]
+
 
 @dataclass
 class Reader:
     """The rows of a source. Iterate as often as you like; memory does not grow with what was read.
 
     `needs` names the roles every row must have: "prompt", "solution", "reference". `limit` counts rows of the source.
-    Columns are settled by the first row; a later row that lacks one is `Broken`. Raises DataError for columns that do
-    not exist at all.
+    Columns are settled by the source's first hundred rows; a row that lacks one is `Broken`. Raises DataError for
+    columns that do not exist at all, and for a `prompting` that these rows have no use for.
     """
 
     source: Source
@@ -86,13 +96,16 @@ class Reader:
             yield from self._rows(seen)
 
     def _rows(self, seen: Keys) -> Iterator[Row | Broken]:
-        columns: Columns | None = None
-        for index, raw in enumerate(islice(self.source, self.limit)):
+        source = iter(self.source)
+        head = list(islice(source, _SETTLING))
+        readable = [raw for raw in head if isinstance(raw, Raw)]
+        columns = self._settle(readable) if readable else None
+        for index, raw in enumerate(islice(chain(head, source), self.limit)):
             if isinstance(raw, Broken):
                 yield raw
                 continue
             if columns is None:
-                columns = self._settle(raw)
+                columns = self._settle([raw])
             try:
                 row = self._row(raw, columns, index)
             except _Wrong as wrong:
@@ -105,10 +118,15 @@ class Reader:
             yield row
 
     def settled(self) -> Columns:
-        """The columns, as the first row that can be read settles them. Raises DataError where there is none."""
-        for raw in islice(self.source, self.limit):
-            if isinstance(raw, Raw):
-                return self._settle(raw)
+        """The columns, as the first rows settle them, whatever the limit. Raises DataError where none can be read."""
+        source = iter(self.source)
+        head = list(islice(source, _SETTLING))
+        readable = [raw for raw in head if isinstance(raw, Raw)]
+        readable = readable or list(islice((raw for raw in source if isinstance(raw, Raw)), 1))
+        if readable:
+            return self._settle(readable)
+        if head:
+            raise DataError(f"{self.source.name} has no row that can be read: {head[0]}")
         raise DataError(f"{self.source.name} has no rows")
 
     def identity(self) -> dict[str, Any]:
@@ -120,14 +138,27 @@ class Reader:
         total = self.source.count()
         return total if self.limit is None or total is None else min(total, self.limit)
 
-    def _settle(self, first: Raw) -> Columns:
-        columns = self.columns.resolve(first.fields)
+    def _settle(self, first: list[Raw]) -> Columns:
+        names = list(dict.fromkeys(name for raw in first for name in raw.fields))
+        columns = self.columns.resolve(names)
         needs = [role for role in self.needs if not (role == "prompt" and self._render is not None)]
         if self.source.is_run:
-            needs = [role for role in needs if f"{role}_ids" not in first.fields and "token_ids" not in first.fields]
-        if missing := columns.missing(needs, first.fields):
-            raise DataError(f"{first.where}: {missing}")
+            needs = [role for role in needs if f"{role}_ids" not in names and "token_ids" not in names]
+        if missing := columns.missing(needs, names):
+            raise DataError(f"{first[0].where}: {missing}")
+        self._check_prompting(columns, names)
         return columns
+
+    def _check_prompting(self, columns: Columns, names: Collection[str]) -> None:
+        given = self.prompting
+        if self.source.is_run and "prompt_ids" in names and (given.chat or given.template or given.system):
+            raise DataError(f"{self.source.name} has prompts as ids: --template, --chat and --system cannot apply")
+        if given.system is not None and not given.chat and self._messages_column(columns) is None:
+            raise DataError("a system message (--system) needs a chat (--chat), or a column of messages")
+
+    def _messages_column(self, columns: Columns) -> str | None:
+        """A template wins over it."""
+        return columns.messages if self._render is None else None
 
     def _row(self, raw: Raw, columns: Columns, index: int) -> Row:
         fields = raw.fields
@@ -140,8 +171,12 @@ class Reader:
         if "solution" in self.needs and not (self.source.is_run and ids["solution_ids"]):
             solution = _text(fields, columns.solution, "solution")
         reference = None
-        if columns.reference is not None and (fields.get(columns.reference) is not None or "reference" in self.needs):
-            reference = self._reference(fields, columns.reference)
+        if columns.reference is not None:
+            try:
+                reference = self._reference(fields, columns.reference)
+            except _Wrong:
+                if "reference" in self.needs:
+                    raise
         return Row(
             row_id,
             raw.where,
@@ -153,8 +188,8 @@ class Reader:
         )
 
     def _prompt(self, fields: dict[str, Any], columns: Columns) -> tuple[str | None, list[dict[str, str]] | None]:
-        if self._render is None and columns.messages is not None:
-            return None, _messages(fields.get(columns.messages), columns.messages)
+        if (column := self._messages_column(columns)) is not None:
+            return None, self.prompting.messages(_messages(fields.get(column), column))
         if self._render is not None:
             prompt = self._render(fields)
         elif self.source.is_run and fields.get("prompt_ids"):
@@ -163,8 +198,7 @@ class Reader:
             prompt = _text(fields, columns.prompt, "prompt")
         if not self.prompting.chat:
             return prompt, None
-        system = [] if self.prompting.system is None else [{"role": "system", "content": self.prompting.system}]
-        return prompt, [*system, {"role": "user", "content": prompt}]
+        return prompt, self.prompting.messages([{"role": "user", "content": prompt}])
 
     def _reference(self, fields: dict[str, Any], column: str) -> str:
         value = fields.get(column)
