@@ -182,3 +182,106 @@ def test_memory_stays_flat_over_many_rows(tmp_path: Path) -> None:
         tracemalloc.stop()
     assert count == 100_000
     assert peak < 20e6
+
+
+def test_a_prompt_column_that_was_named_wins_over_messages_that_were_not(tmp_path: Path) -> None:
+    row = {"messages": [{"role": "user", "content": "m"}], "q": "p"}
+    source = open_source(lines(tmp_path / "d.jsonl", row))
+    (found,) = Reader(source, columns=Columns(prompt="q"))
+    assert isinstance(found, Row)
+    assert found.start == {"prompt": "p"}
+    (found,) = Reader(source, columns=Columns(prompt="messages"))
+    assert isinstance(found, Row)
+    assert found.start == {"messages": row["messages"]}
+
+
+def test_a_reference_nobody_needs_may_be_anything(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "answer": ["41", "forty-one"]}, {"prompt": "p", "answer": {"value": 1}}]
+    source = open_source(lines(tmp_path / "d.jsonl", *rows))
+    assert [row.reference for row in Reader(source) if isinstance(row, Row)] == [None, None]
+    assert all(isinstance(row, Broken) for row in Reader(source, ("prompt", "reference")))
+
+
+def test_a_system_message_is_sent_or_refused(tmp_path: Path) -> None:
+    mine = [{"role": "system", "content": "own"}, {"role": "user", "content": "m"}]
+    source = open_source(lines(tmp_path / "m.jsonl", {"messages": mine[1:]}, {"messages": mine}))
+    system = {"role": "system", "content": "S"}
+    for chat in (True, False):
+        rows = list(Reader(source, prompting=Prompting(chat=chat, system="S")))
+        assert [row.messages for row in rows if isinstance(row, Row)] == [[system, mine[1]], mine]
+    source = open_source(lines(tmp_path / "p.jsonl", {"prompt": "p"}))
+    with pytest.raises(DataError, match=r"--system\) needs a chat"):
+        Reader(source, prompting=Prompting(system="S")).settled()
+    lines(tmp_path / "results.jsonl", {"id": "p", "prompt": "q", "prompt_ids": [7], "token_ids": [3]})
+    with pytest.raises(DataError, match="has prompts as ids"):
+        Reader(open_source(tmp_path), ("prompt", "solution"), prompting=Prompting(chat=True)).settled()
+
+
+def test_columns_are_those_of_the_first_rows_whatever_the_limit(tmp_path: Path) -> None:
+    source = open_source(lines(tmp_path / "d.jsonl", {"prompt": "p"}, {"id": "two", "prompt": "p", "answer": "1"}))
+    reader = Reader(source, limit=1)
+    assert (reader.settled().id, reader.settled().reference) == ("id", "answer")
+    first, second = Reader(source)
+    assert str(first) == "d.jsonl:1: column 'id': an id must be text or an integer"
+    assert isinstance(second, Row)
+    assert (second.id, second.reference) == ("two", "1")
+
+
+def test_a_file_without_any_row_that_can_be_read_says_why(tmp_path: Path) -> None:
+    (tmp_path / "pretty.jsonl").write_text('{\n"prompt": "p"\n}\n')
+    with pytest.raises(DataError, match=r"no row that can be read: pretty\.jsonl:1: no JSON"):
+        Reader(open_source(tmp_path / "pretty.jsonl")).settled()
+    with pytest.raises(DataError, match=r"d\.jsonl:1: no object"):
+        Reader(open_source(lines(tmp_path / "d.jsonl", [{"prompt": "p"}]))).settled()
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(DataError, match="has no rows"):
+        Reader(open_source(tmp_path / "empty.jsonl")).settled()
+
+
+def test_a_column_that_is_there_twice(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text("id,prompt,answer,answer\n1,q,41,99\n")
+    with pytest.raises(DataError, match="has the column 'answer' twice"):
+        list(Reader(open_source(tmp_path / "d.csv")))
+
+
+def test_data_in_a_folder_are_told_by_their_contents(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    source = open_source(written(tmp_path, "hf"))
+    before = source.identity()
+    assert before == source.identity()
+    (tmp_path / "set" / ".cache").touch()
+    assert before == source.identity()
+    data = tmp_path / "set" / "train.jsonl"
+    data.write_text(data.read_text().replace("1+1?", "1+2?"))
+    changed = source.identity()
+    assert before != changed
+    data.rename(tmp_path / "set" / "train-0.jsonl")
+    assert source.identity() not in (before, changed)
+
+
+def test_splits_of_what_was_saved(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    made = datasets.Dataset.from_list([{"prompt": "p"}])
+    made.save_to_disk(tmp_path / "unnamed")
+    datasets.Dataset.from_list([{"prompt": "p"}], split="test").save_to_disk(tmp_path / "named")
+    datasets.DatasetDict({"dev": made}).save_to_disk(tmp_path / "several")
+    for name, split in (("unnamed", "train"), ("named", "test"), ("several", "dev")):
+        assert len(list(Reader(open_source(f"hf:{tmp_path / name}:{split}")))) == 1
+        with pytest.raises(DataError, match=f"there is no split 'other'; there are {split}"):
+            list(Reader(open_source(f"hf:{tmp_path / name}:other")))
+
+
+def test_data_that_break_off_are_named(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "d.parquet"
+    table = arrow.Table.from_pylist([{"prompt": f"prompt {index}"} for index in range(1000)])
+    parquet.write_table(table, path, compression="none", use_dictionary=False)
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + b"\xff" * 2000 + content[2004:])
+    with pytest.raises(DataError, match=r"d\.parquet row 0: "):
+        list(Reader(open_source(path)))
+    pytest.importorskip("datasets")
+    (tmp_path / "set").mkdir()
+    lines(tmp_path / "set" / "train.jsonl", {"prompt": "p"}, '{"prompt": ')
+    with pytest.raises(DataError, match=r":train row 0: "):
+        list(Reader(open_source(f"hf:{tmp_path / 'set'}:train")))

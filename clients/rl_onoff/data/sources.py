@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -85,11 +85,7 @@ class _File(Source):
         self.path = path
 
     def identity(self) -> dict[str, Any]:
-        digest = hashlib.sha256()
-        with self.path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-        return {"source": self.name, "sha256": digest.hexdigest()}
+        return {"source": self.name, "sha256": _sha256(self.path)}
 
 
 class JsonLines(_File):
@@ -147,6 +143,9 @@ class Csv(_File):
                 header = next(rows, [])
                 if not header:
                     raise DataError(f"{self.path} has no header line")
+                twice = next((name for name in header if name and header.count(name) > 1), None)
+                if twice is not None:
+                    raise DataError(f"{self.path} has the column {twice!r} twice")
                 for cells in rows:
                     where = f"{self.name}:{rows.line_num}"
                     if len(cells) == len(header):
@@ -161,11 +160,8 @@ class Parquet(_File):
     """Read in batches."""
 
     def __iter__(self) -> Iterator[Raw | Broken]:
-        index = 0
-        for batch in self._file().iter_batches(batch_size=256):
-            for fields in batch.to_pylist():
-                yield Raw(f"{self.name} row {index}", fields)
-                index += 1
+        batches = self._file().iter_batches(batch_size=256)
+        return _numbered(self.name, (fields for batch in batches for fields in batch.to_pylist()))
 
     def count(self) -> int | None:
         return int(self._file().metadata.num_rows)
@@ -192,19 +188,19 @@ class HuggingFace(Source):
                 raise DataError(f"{spec}: a Hugging Face data set is hf:name:split or hf:name:config:split")
 
     def __iter__(self) -> Iterator[Raw | Broken]:
-        for index, fields in enumerate(self._load()):
-            yield Raw(f"{self.name} row {index}", dict(fields))
+        found = self._load()
+        return _numbered(self.name, found, import_module("datasets.exceptions").DatasetsError)
 
     def identity(self) -> dict[str, Any]:
-        fingerprint = str(getattr(self._load(), "_fingerprint", "")) if Path(self.path).is_dir() else None
-        return {"source": self.name, "fingerprint": fingerprint}
+        """Of a local folder the SHA-256 of all its files; a data set on the hub is told by its name alone."""
+        folder = Path(self.path)
+        return {"source": self.name, "fingerprint": _digest(folder) if folder.is_dir() else None}
 
     def _load(self) -> Any:
         datasets = _needs("datasets", "datasets", "reading Hugging Face data sets")
         try:
             if (Path(self.path) / "dataset_dict.json").is_file() or (Path(self.path) / "state.json").is_file():
-                saved = datasets.load_from_disk(self.path)
-                return saved[self.split] if isinstance(saved, dict) else saved
+                return self._split_of(datasets.load_from_disk(self.path))
             return datasets.load_dataset(self.path, self.config, split=self.split, streaming=True)
         except (
             ValueError,
@@ -212,6 +208,13 @@ class HuggingFace(Source):
             KeyError,
         ) as error:  # unknown names, splits, no network: datasets' errors are these
             raise DataError(f"{self.name} cannot be loaded: {error}") from error
+
+    def _split_of(self, saved: Any) -> Any:
+        """Of what `save_to_disk` wrote. A single data set that does not know its split is `train`, as elsewhere."""
+        splits = saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
+        if self.split not in splits:
+            raise DataError(f"{self.name}: there is no split {self.split!r}; there are {', '.join(splits)}")
+        return splits[self.split]
 
 
 _BY_SUFFIX: Final[dict[str, type[_File]]] = {
@@ -230,6 +233,41 @@ def _parsed(where: str, line: bytes) -> Raw | Broken:
     except (ValueError, RecursionError) as error:
         return Broken(where, f"no JSON: {error}")
     return Raw(where, fields) if isinstance(fields, dict) else Broken(where, "no object")
+
+
+def _numbered(name: str, rows: Iterable[Mapping[str, Any]], *own: type[Exception]) -> Iterator[Raw]:
+    """Rows as pyarrow or datasets give them; what is wrong with their data becomes a DataError. `own`: its errors."""
+    arrow: type[Exception] = import_module("pyarrow").ArrowException
+    unreadable: tuple[type[Exception], ...] = (arrow, ValueError, OSError, TypeError, LookupError, *own)
+    left, index = iter(rows), 0
+    while True:
+        where = f"{name} row {index}"
+        try:
+            fields = dict(next(left))
+        except StopIteration:
+            return
+        except unreadable as error:
+            raise DataError(f"{where}: it, or one soon after it, cannot be read: {error}") from error
+        yield Raw(where, fields)
+        index += 1
+
+
+def _digest(folder: Path) -> str:
+    """Of all files by their names and contents; hidden ones are passed over, as datasets does."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in name.parts):
+            digest.update(f"{name.as_posix()}\0{_sha256(path)}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _needs(module: str, package: str, purpose: str) -> Any:
