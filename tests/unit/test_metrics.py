@@ -95,7 +95,8 @@ def test_scores(name: str, text: str, reference: str | None, score: float) -> No
         ("length:3", "takes no parameter"),
         ("repetition:x", "needs an n"),
         ("", "there is no such metric"),
-        ("perplexity", "there is no such metric"),
+        ("perplexity", "does not apply here: it is of what one model wrote"),
+        ("exact_match:", "the parameter after the colon is empty"),
     ],
 )
 def test_metrics_that_do_not_exist(name: str, words: str) -> None:

@@ -105,7 +105,15 @@ def names() -> list[str]:
 
 def find(name: str) -> Metric:
     """The metric of this name. Raises InvalidField, or MissingDependency with the command that installs its library."""
-    family, _, parameter = name.partition(":")
+    family, colon, parameter = name.partition(":")
+    if name in MODEL_METRICS:
+        raise InvalidField(
+            f"{name} does not apply here: it is of what one model wrote, by its own log-probabilities, and not of a "
+            "text; sample and /generate have it",
+            field="metrics",
+        )
+    if colon and not parameter:
+        raise InvalidField(f"{name}: the parameter after the colon is empty", field="metrics")
     if make := _families().get(family):
         try:
             return make(parameter or None)
