@@ -16,7 +16,7 @@ import pytest
 
 from rl_onoff import Client
 from rl_onoff.errors import DataError
-from rl_onoff.runs.attribution import SwitchedRow, SwitchedRun, first_difference
+from rl_onoff.runs.attribution import SwitchedRow, SwitchedRun, first_difference, summarise_attribution
 from tests.e2e.running_service import running, table_pair
 
 MOST = 3
@@ -133,3 +133,15 @@ def test_a_run_of_another_command(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"identity": {"command": "sample"}}')
     with pytest.raises(DataError, match="is a run of sample"):
         SwitchedRun(tmp_path)
+
+
+def test_a_smaller_limit_counts_its_own_generations_alone(tmp_path: Path) -> None:
+    identity = {"command": "switch", "settings": {"metrics": []}, "models": []}
+    (tmp_path / "manifest.json").write_text(json.dumps({"identity": identity}))
+    runs = [{"id": name, "prompt_ids": [1], "leads": "ab", "divergences": [0.0, 1.0]} for name in "pq"]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(record) + "\n" for record in runs))
+    undone = {"sample": 0, "first_difference": 1, "token_ids": [1, 2], "shared": 1, "change": {"length": 1.0}}
+    found = [{"id": f"{name}#0", **undone} for name in "pq"]
+    told = summarise_attribution(SwitchedRun(tmp_path, limit=1), found, MOST)
+    assert (told["generations"], told["takeovers"], told["undone"], told["changed_text"]) == (1, 1, 1, 1)
+    assert told["metrics"]["length"]["raised"] == 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, Final, cast
 from rl_onoff.client import AsyncClient
 from rl_onoff.data import Row
 from rl_onoff.data.sources import RESULTS
+from rl_onoff.data.spill import Keys
 from rl_onoff.errors import DataError, RunMismatch
 from rl_onoff.fields import SwitchFields
 from rl_onoff.runs.folder import read_manifest, read_results
@@ -207,11 +209,23 @@ def first_difference(one: list[int], other: list[int]) -> int | None:
 
 
 def summarise_attribution(run: SwitchedRun, results: Iterable[Mapping[str, Any]], most: int) -> dict[str, Any]:
-    """How many switches were undone, how many of them changed a token, and how many moved each metric, and where to."""
-    generations = takeovers = left_out = 0
-    for row in run:
-        count = len(row.takeovers)
-        generations, takeovers, left_out = generations + 1, takeovers + count, left_out + max(0, count - most)
+    """How many switches were undone, how many of them changed a token, and how many moved each metric, and where to.
+
+    Of the run's generations alone: with a smaller limit than before there are results of others.
+    """
+    with closing(Keys()) as counted:
+        generations = takeovers = left_out = 0
+        for row in run:
+            count = len(row.takeovers)
+            generations, takeovers, left_out = generations + 1, takeovers + count, left_out + max(0, count - most)
+            counted.add((row.id,))
+        moved, counts = _moved(each for each in results if (str(each["id"]),) in counted)
+    counts = {"generations": generations, "takeovers": takeovers, "left_out": left_out} | counts
+    return {**counts, "metrics": moved}
+
+
+def _moved(results: Iterable[Mapping[str, Any]]) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
+    """Of each metric how often it was lowered and raised; and the counts of the results themselves."""
     undone = failed = changed = tokens = shared = 0
     moved: dict[str, dict[str, float]] = {}
     for record in results:
@@ -229,6 +243,5 @@ def summarise_attribution(run: SwitchedRun, results: Iterable[Mapping[str, Any]]
             each["mean_change"] += change
     for each in moved.values():
         each["mean_change"] /= undone
-    counts = {"generations": generations, "takeovers": takeovers, "undone": undone, "left_out": left_out}
-    counts |= {"failed": failed, "changed_text": changed, "tokens": tokens, "shared_tokens": shared}
-    return {**counts, "metrics": moved}
+    counts = {"undone": undone, "failed": failed, "changed_text": changed, "tokens": tokens, "shared_tokens": shared}
+    return moved, counts
