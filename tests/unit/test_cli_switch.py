@@ -74,6 +74,25 @@ def test_options_become_fields(service: Service) -> None:
     assert service.requests[-1].headers["Authorization"] == "Bearer k"
 
 
+def test_a_single_prompt_has_filters_stops_and_a_chat(service: Service) -> None:
+    options = "--top-k 5 --top-p 0.9 --min-p 0.1 --stop x --stop y --seed 4 --chat --system S"
+    result = runner.invoke(app, ["switch", "Q", *options.split()])
+    assert result.exit_code == 0, result.stderr
+    assert service.sent["sampling"] == {"top_k": 5, "top_p": 0.9, "min_p": 0.1, "stop": ["x", "y"], "seed": 4}
+    assert service.sent["messages"] == [{"role": "system", "content": "S"}, {"role": "user", "content": "Q"}]
+    assert "prompt" not in service.sent
+
+
+def test_what_a_single_prompt_has_no_use_for_is_named(service: Service) -> None:
+    options = "--n 1 -o out --record entropy_a --metric length --template x --wait 3 --resume --limit 2 --skip-bad"
+    result = runner.invoke(app, ["switch", "Q", *options.split()])
+    assert result.exit_code == 2
+    said = " ".join(result.stderr.replace("│", " ").split())
+    names = "--metric, --n, --record, --output, --resume, --limit, --skip-bad, --template, --wait"
+    assert f"only for a data set (--data), not for one prompt: {names}" in said
+    assert not service.requests
+
+
 def test_address_and_key_may_come_from_the_environment(service: Service) -> None:
     environment = {"RL_ONOFF_URL": "http://e:2", "RL_ONOFF_API_KEY": "from-env"}
     assert runner.invoke(app, ["switch", "Q"], env=environment).exit_code == 0
@@ -130,6 +149,7 @@ def test_json(service: Service) -> None:
         ["switch", "Q", "--on", "0.1", "--off", "0.2"],
         ["switch", "Q", "--policy", "always_a", "--on", "0.1"],
         ["switch", ""],
+        ["switch", "Q", "--system", "S"],
         ["serve", "--a", "x"],
         ["serve", "--config", "/does/not/exist"],
         ["serve", "--port", "70000"],

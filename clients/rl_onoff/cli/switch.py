@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Collection
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Final, cast
 
 import typer
 
@@ -20,8 +21,27 @@ from rl_onoff.kinds import parse_policy
 from rl_onoff.runs import SwitchTask, summarise
 from rl_onoff.schemas import Switch, SwitchToken
 
+#: What a single prompt has no use for.
+_OF_DATA: Final = (
+    "metric",
+    "n",
+    "record",
+    "output",
+    "resume",
+    "limit",
+    "concurrency",
+    "skip_bad",
+    "id_column",
+    "prompt_column",
+    "reference_column",
+    "reference_after",
+    "template",
+    "wait",
+)
+
 
 def switch(
+    context: typer.Context,
     prompt: Annotated[
         str | None, typer.Argument(help="The prompt; - reads it from stdin, without its last newline. Or --data.")
     ] = None,
@@ -47,7 +67,13 @@ def switch(
     ] = "divergence",
     temperature: Annotated[float | None, typer.Option(min=0, help="0: the best token. Default: 1.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Default: 256.")] = None,
+    top_p: dataset.TopP = None,
+    top_k: dataset.TopK = None,
+    min_p: dataset.MinP = None,
+    stop: dataset.Stop = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Default: drawn, and reported; with --data 0.")] = None,
+    chat: dataset.Chat = False,
+    system: dataset.System = None,
     a: Annotated[str | None, typer.Option("--a", help="Model A, where several pairs are served.")] = None,
     b: Annotated[str | None, typer.Option("--b", help="Model B.")] = None,
     as_json: Annotated[
@@ -67,10 +93,6 @@ def switch(
     record: Annotated[
         list[str] | None, typer.Option(help="Measures recorded for every token beside the policy's. May be repeated.")
     ] = None,
-    top_p: dataset.TopP = None,
-    top_k: dataset.TopK = None,
-    min_p: dataset.MinP = None,
-    stop: dataset.Stop = None,
     output: dataset.Output = None,
     resume: dataset.Resume = False,
     limit: dataset.Limit = None,
@@ -81,8 +103,6 @@ def switch(
     reference_column: dataset.ReferenceColumn = None,
     reference_after: dataset.ReferenceAfter = None,
     template: dataset.Template = None,
-    chat: dataset.Chat = False,
-    system: dataset.System = None,
     wait: dataset.Wait = 600.0,
     url: Url = URL,
     api_key: ApiKey = None,
@@ -97,6 +117,7 @@ def switch(
     rule = {"on": on, "off": off, "min_dwell": min_dwell, "max_b_fraction": max_b_fraction, "measure": measure}
     chosen = _policy(policy, rule)
     filters = dataset.sampling(top_p=top_p, top_k=top_k, min_p=min_p, stop=stop)
+    prompting = Prompting(template, chat, system, reference_after)
     if data is not None:
         parse_policy(chosen)  # wrong before the data set is read, not after
         task = SwitchTask(
@@ -110,12 +131,17 @@ def switch(
             metrics=tuple(metric or ()),
         )
         columns = Columns(id=id_column, prompt=prompt_column, reference=reference_column)
-        prompting = Prompting(template, chat, system, reference_after)
         job = dataset.Job(task, data, output, resume, limit, concurrency, skip_bad, columns, prompting, wait, as_json)
         job.run(url, api_key, partial(summarise, metrics=task.metrics))
         return
+    if idle := _given(context, _OF_DATA):
+        raise typer.BadParameter(f"only for a data set (--data), not for one prompt: {', '.join(idle)}")
+    if system is not None and not chat:
+        raise typer.BadParameter("it needs --chat", param_hint="--system")
     text = _stdin() if prompt == "-" else prompt or ""
-    fields: SwitchFields = {"a": a, "b": b, "policy": chosen}
+    fields: SwitchFields = {"a": a, "b": b, "policy": chosen, **cast(SwitchFields, filters)}
+    if chat:
+        fields["messages"] = prompting.messages([{"role": "user", "content": text}])
     if temperature is not None:
         fields["temperature"] = temperature
     if max_tokens is not None:
@@ -128,12 +154,19 @@ def switch(
         raise typer.BadParameter(error.detail, param_hint="--url, --api-key") from None
     with made as client:
         if as_json:
-            typer.echo(client.switch_generate(text, **fields).model_dump_json(by_alias=True))
+            typer.echo(client.switch_generate(None if chat else text, **fields).model_dump_json(by_alias=True))
         else:
-            _stream(client, text, fields, low=low_means_apart(chosen.get("kind")))
+            _stream(client, None if chat else text, fields, low=low_means_apart(chosen.get("kind")))
 
 
-def _stream(client: Client, prompt: str, fields: SwitchFields, *, low: bool) -> None:
+def _given(context: typer.Context, names: Collection[str]) -> list[str]:
+    """Those of these options that stand in the command line, be it with their default."""
+    options = {each.name: each.opts[0] for each in context.command.params}
+    found = {name: context.get_parameter_source(name) for name in names}
+    return [options[name] for name, source in found.items() if source is not None and source.name == "COMMANDLINE"]
+
+
+def _stream(client: Client, prompt: str | None, fields: SwitchFields, *, low: bool) -> None:
     printer = TokenPrinter(results(), low=low)
     with client.switch_generate(prompt, stream=True, **fields) as stream:
         try:
