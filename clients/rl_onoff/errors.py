@@ -32,6 +32,7 @@ again from it.
     ├── StreamTruncated              a stream ended without `done` or `error` (SDK only, retryable)
     ├── RunError                     a run over a data set cannot go on (SDK and CLI only)
     │   ├── DataError                the data set cannot be read as asked: which row and column, and why
+    │   ├── OutputError              the folder cannot be written
     │   ├── RunMismatch              the folder holds a run of another configuration
     │   └── RunLocked                another process writes to the folder (retryable)
     └── LoadError                    a model or pair cannot be served (operator)
@@ -201,6 +202,10 @@ class RunError(OnOffError):
 
 class DataError(RunError):
     slug, title = "data-error", "Bad data"
+
+
+class OutputError(RunError):
+    slug, title, status = "output-error", "The output cannot be written", 500
 
 
 class RunMismatch(RunError):

@@ -378,3 +378,6 @@ def test_the_command_writes_into_the_run_by_default_and_at_most_so_many_texts(st
     assert "<strong>p0</strong>" not in page
     answer = CliRunner().invoke(app, ["report", str(study / "nothing")])
     assert answer.exit_code == 2
+    answer = CliRunner().invoke(app, ["report", str(study), "--texts", "0", "-o", "/dev/null/report"])
+    assert answer.exit_code == 74
+    assert answer.stderr == "rl-onoff: the output cannot be written: /dev/null/report: Not a directory\n"

@@ -14,8 +14,8 @@ from typer.core import TyperGroup
 
 from rl_onoff.cli import attribute, check_pair, demo, distributions, divergence, report, sample, serve, sweep, switch
 from rl_onoff.cli.console import messages
-from rl_onoff.cli.output import written
-from rl_onoff.errors import OnOffError, RequestError, RunError, RunLocked
+from rl_onoff.cli.output import UNWRITABLE, written
+from rl_onoff.errors import OnOffError, OutputError, RequestError, RunError, RunLocked
 from rl_onoff.version import __version__
 
 #: `EX_TEMPFAIL` of sysexits.h.
@@ -25,6 +25,8 @@ _IN_USE: Final = 75
 def _exit_code(error: OnOffError) -> int:
     if isinstance(error, RunLocked):
         return _IN_USE
+    if isinstance(error, OutputError):
+        return UNWRITABLE
     return 2 if isinstance(error, RequestError | RunError) and not error.retryable else 1
 
 

@@ -12,6 +12,7 @@ import typer
 
 from rl_onoff.cli import dataset
 from rl_onoff.cli.console import URL, ApiKey, Url, messages
+from rl_onoff.cli.output import into
 from rl_onoff.cli.progress import Bar
 from rl_onoff.client import AsyncClient
 from rl_onoff.runs import RunFolder, execute, read_results
@@ -74,7 +75,7 @@ async def _attribute(
 
 
 def _write_csv(output: Path, metrics: tuple[str, ...]) -> None:
-    with (output / "switches.csv").open("w", encoding="utf-8", newline="") as file:
+    with into(output), (output / "switches.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*_COLUMNS, *(f"{name} change" for name in metrics)])
         for record in read_results(output):

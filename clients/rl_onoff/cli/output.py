@@ -7,9 +7,11 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 from rl_onoff.cli.console import messages
+from rl_onoff.errors import OutputError
 
 #: `EX_IOERR` of sysexits.h.
 UNWRITABLE: Final = 74
@@ -35,6 +37,17 @@ def written() -> Iterator[None]:
         with contextlib.suppress(OSError):  # stderr may be on the same disk
             messages().print(f"rl-onoff: the output cannot be written: {error.strerror}", style="red", markup=False)
         sys.exit(UNWRITABLE)
+
+
+@contextlib.contextmanager
+def into(folder: Path) -> Iterator[None]:
+    """Writes files to this folder. Raises OutputError where that cannot be done; a full disk is `written`'s to tell."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL or error.filename is None:
+            raise
+        raise OutputError(f"the output cannot be written: {folder}: {error.strerror}") from error
 
 
 def _discard_output() -> None:

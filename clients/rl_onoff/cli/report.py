@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from rl_onoff.cli.output import into
+
 
 def report(
     runs: Annotated[
@@ -31,6 +33,9 @@ def report(
 
     report.html is one file that opens anywhere; figures are beside it as PNG and SVG, tables as CSV.
     """
-    from rl_onoff.report import write
+    from rl_onoff.report import make_report
 
-    typer.echo(write(runs, output or runs[0] / "report", condition=condition, metric=metric, texts=texts))
+    made = make_report(runs, condition=condition, metric=metric, texts=texts)
+    with into(output or runs[0] / "report"):
+        page = made.write(output or runs[0] / "report")
+    typer.echo(page)

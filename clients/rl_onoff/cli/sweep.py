@@ -13,6 +13,7 @@ from rich.table import Table
 
 from rl_onoff.cli import dataset
 from rl_onoff.cli.console import URL, ApiKey, Url, messages
+from rl_onoff.cli.output import into
 from rl_onoff.cli.progress import Bar
 from rl_onoff.client import AsyncClient
 from rl_onoff.data import Reader
@@ -83,7 +84,7 @@ async def _sweep(
 
 
 def _write_csv(path: Path, lines: list[dict[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with into(path.parent), path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(lines[0]))
         writer.writeheader()
         writer.writerows(lines)

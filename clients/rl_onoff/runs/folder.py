@@ -18,7 +18,7 @@ from typing import IO, Any, Final, Self
 
 from rl_onoff.data.sources import RESULTS
 from rl_onoff.data.spill import Key, Keys
-from rl_onoff.errors import DataError, RunLocked, RunMismatch
+from rl_onoff.errors import DataError, OutputError, RunLocked, RunMismatch
 from rl_onoff.version import __version__
 
 MANIFEST: Final = "manifest.json"
@@ -53,9 +53,15 @@ class RunFolder:
         """A new run, or with `resume` one that was begun with the same identity.
 
         Raises RunLocked when another process writes there, RunMismatch when the folder holds another run, or one and
-        `resume` was not asked for.
+        `resume` was not asked for, OutputError when no run can be written there.
         """
-        folder = Path(path)
+        try:
+            return cls._open(Path(path), identity, resume=resume)
+        except OSError as error:
+            raise OutputError(f"the output cannot be written: {path}: {error.strerror}") from error
+
+    @classmethod
+    def _open(cls, folder: Path, identity: Mapping[str, Any], *, resume: bool) -> RunFolder:
         if folder.suffix in (".jsonl", ".json", ".csv", ".parquet") or folder.is_file():
             raise RunMismatch(f"{folder}: a run is written to a folder, which holds {RESULTS}")
         folder.mkdir(parents=True, exist_ok=True)
