@@ -279,7 +279,9 @@ def test_a_full_disk_is_74(service: Answers, data: Path, tmp_path: Path, monkeyp
         (["distributions", "-d", "{data}", "-m", "base"], "need a folder"),
         (["distributions", "-d", "{data}", "-m", "base", "--format", "jsonl"], "Give --top-k"),
         (["switch", "-d", "{data}", "--policy", "entropi"], "Did you mean 'entropy'?"),
-        (["switch", "-d", "{data}", "--metric", "perplexity"], "there is no such metric"),
+        (["switch", "-d", "{data}", "--metric", "perplexity"], "perplexity does not apply here"),
+        (["sample", "-d", "{data}", "-m", "base", "--metric", "exact_match:"], "parameter after the colon is empty"),
+        (["sample", "-d", "{data}", "-m", "base", "--system", "S"], "(--system) needs a chat (--chat)"),
         (["switch", "Q", "-d", "{data}"], "give a prompt, or a data set"),
     ],
 )
@@ -288,6 +290,32 @@ def test_wrong_usage_is_2(service: Answers, data: Path, arguments: list[str], sa
     assert result.exit_code == 2
     assert said in " ".join(result.stderr.replace("│", "").split())
     assert not service.bodies
+
+
+@pytest.mark.parametrize("output", ["{data}/r", "/dev/null/r", "/proc/r", "{folder}/" + 300 * "n"])
+def test_a_folder_that_cannot_be_written_is_74(service: Answers, data: Path, output: str) -> None:
+    output = output.format(data=data, folder=data.parent)
+    result = runner.invoke(app, ["sample", "-d", str(data), "-m", "base", "-o", output])
+    assert result.exit_code == 74
+    assert result.stderr.startswith(f"rl-onoff: the output cannot be written: {output}: ")
+    assert result.stderr.count("\n") == 1
+    assert not service.bodies
+
+
+def test_bad_rows_are_the_same_when_a_finished_run_is_resumed(service: Answers, data: Path, tmp_path: Path) -> None:
+    service.refused = {"q3"}
+    with data.open("a") as file:
+        file.write('{"id": "r9"}\n')
+    command = ["sample", "-d", str(data), "-m", "base", "--n", "2", "-o", str(tmp_path / "r"), "--skip-bad"]
+    told = []
+    for arguments in (command, [*command, "--resume"]):
+        result = runner.invoke(app, arguments)
+        assert result.exit_code == 0, result.stderr
+        assert "2 rows could not be used" in result.stderr
+        told.append(json.loads((tmp_path / "r" / "summary.json").read_text()))
+    assert told[0] == told[1]
+    assert told[0]["bad_rows"] == 2
+    assert told[0]["first_bad_rows"] == ["d.jsonl:6: column 'prompt' for the prompt is missing", "r3: too long"]
 
 
 def test_metrics_that_need_no_reference_need_no_column(service: Answers, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from rl_onoff.data import Columns, Prompting, Reader, open_source
 from rl_onoff.data.spill import Key
 from rl_onoff.errors import ConfigurationError, DataError
 from rl_onoff.runs import Progress, RunFolder, Task, execute, identity, read_results
-from rl_onoff.runs.loop import Sink, count_bad
+from rl_onoff.runs.loop import Sink, bad_rows, count_bad
 from rl_onoff.runs.shards import Format, ShardWriter
 from rl_onoff.runs.tasks import Record
 
@@ -65,7 +65,10 @@ Template = Annotated[
     str | None, typer.Option(help="A Jinja template over the columns that makes the prompt, or @FILE with one.")
 ]
 Chat = Annotated[bool, typer.Option("--chat", help="Send the prompt as a user message through the chat template.")]
-System = Annotated[str | None, typer.Option(help="With --chat: a system message before it.")]
+System = Annotated[
+    str | None,
+    typer.Option(help="With --chat: a system message before it; also before a data set's messages that have none."),
+]
 Temperature = Annotated[float | None, typer.Option(min=0, help="0: the best token. Default: 1.")]
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="Default: 256.")]
 TopP = Annotated[float | None, typer.Option(min=0, max=1, help="Default: 1.")]
@@ -141,8 +144,7 @@ class Job:
                 else:
                     with ShardWriter(folder, shards) as writer:
                         progress = await self._execute(client, reader, writer)
-                summary = summarise(read_results(self.output))
-                summary |= {"bad_rows": progress.bad_count, "first_bad_rows": progress.bad}
+                summary = summarise(read_results(self.output)) | bad_rows(progress, read_results(self.output))
                 folder.write_summary(summary)
         _tell(progress, summary, self.output, as_json=self.as_json)
 
@@ -185,8 +187,8 @@ def _tell(progress: Progress, summary: dict[str, Any] | None, output: Path | Non
     err = messages()
     for line in progress.bad[:_SHOWN]:
         err.print(f"skipped {line}", style="yellow", markup=False)
-    if progress.bad_count:
-        err.print(f"{progress.bad_count} rows could not be used", style="yellow")
+    if count := progress.bad_count if summary is None else summary["bad_rows"]:
+        err.print(f"{count} rows could not be used", style="yellow")
     before = f", {progress.already} were there before" if progress.already else ""
     err.print(f"{progress.results} results{before}" + (f": {output}" if output else ""), style="dim", markup=False)
     if summary is None:

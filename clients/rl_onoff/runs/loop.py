@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from rl_onoff.client import AsyncClient
 from rl_onoff.data import Broken, Reader, Row
-from rl_onoff.data.spill import Key
+from rl_onoff.data.spill import Key, Keys
 from rl_onoff.errors import DataError, OnOffError, RequestError, RunMismatch, UnknownModel, WorkerUnavailable
 from rl_onoff.runs.tasks import Record, Task
 from rl_onoff.schemas import ModelCard
@@ -34,19 +35,28 @@ class Sink(Protocol):
 
 @dataclass
 class Progress:
-    """What has happened so far. `bad` are the first rows that could not be read or were refused; `bad_count` all."""
+    """What has happened so far. `bad` are the first rows that could not be read or were refused; `bad_count` all.
+
+    `broken` and `broken_count` are without those the service refused.
+    """
 
     rows: int = 0
     results: int = 0
     already: int = 0
     bad_count: int = 0
     bad: list[str] = field(default_factory=list)
+    broken_count: int = 0
+    broken: list[str] = field(default_factory=list)
 
-    def add_bad(self, broken: Broken) -> None:
+    def add_bad(self, broken: Broken, *, refused: bool = False) -> None:
         """Count a bad row."""
         self.bad_count += 1
         if len(self.bad) < _KEPT:
             self.bad.append(str(broken))
+        if not refused:
+            self.broken_count += 1
+            if len(self.broken) < _KEPT:
+                self.broken.append(str(broken))
 
 
 async def identity(client: AsyncClient, task: Task, reader: Reader) -> dict[str, Any]:
@@ -111,7 +121,7 @@ async def execute(
             except RequestError as error:
                 if error.retryable or not skip_bad or not _is_the_rows(error):
                     raise _named(error, row) from error
-                progress.add_bad(Broken(row.where, error.detail))
+                progress.add_bad(Broken(row.where, error.detail), refused=True)
                 records = [failed(row, sample, error) for sample in missing]
             await guard.check()
             sink.append(records)
@@ -121,6 +131,20 @@ async def execute(
 
     await _together(worker() for _ in range(concurrency))
     return progress
+
+
+def bad_rows(progress: Progress, results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """For the summary of a run: the same however often it was resumed, so refused rows are taken from the results."""
+    first, count = list(progress.broken), progress.broken_count
+    with closing(Keys()) as seen:
+        for record in results:
+            if "error" not in record or (key := (str(record["id"]),)) in seen:
+                continue
+            seen.add(key)
+            count += 1
+            if len(first) < _KEPT:
+                first.append(f"{record['id']}: {record['error']['detail']}")
+    return {"bad_rows": count, "first_bad_rows": first}
 
 
 def failed(row: Row, sample: int, error: OnOffError) -> Record:

@@ -23,7 +23,7 @@ from rl_onoff.kinds import parse_policy
 from rl_onoff.policy import Policy
 from rl_onoff.runs.calibration import find_threshold, threshold_policy
 from rl_onoff.runs.folder import RunFolder, read_results
-from rl_onoff.runs.loop import Progress, execute, fingerprints, identity
+from rl_onoff.runs.loop import Progress, bad_rows, execute, fingerprints, identity
 from rl_onoff.runs.sharing import Traces
 from rl_onoff.runs.summary import summarise
 from rl_onoff.runs.tables import by_seed, table
@@ -251,7 +251,8 @@ async def carry_out(
     """One condition as a run of its own, begun or gone on with; its summary."""
     with RunFolder.open(folder, await identity(client, task, reader), resume=True) as run:
         progress = await execute(client, task, reader, run, concurrency=concurrency, skip_bad=skip_bad, report=report)
-        summary = summarise(read_results(folder), task.metrics) | {"bad_rows": progress.bad_count}
+        summary = summarise(read_results(folder), task.metrics)
+        summary["bad_rows"] = bad_rows(progress, read_results(folder))["bad_rows"]
         run.write_summary(summary)
     return summary
 
