@@ -1,26 +1,31 @@
-"""Connections: sending a call, retrying it while no answer has begun, and errors as exceptions."""
+"""Connections: sending a call, retrying it while nothing of an answer was handed on, and errors as exceptions."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import httpx
 
 from rl_onoff._calls import EVENTS, Call
 from rl_onoff._retry import RETRIED_STATUS, Backoff, Retries, retry_after
-from rl_onoff.errors import ConfigurationError, OnOffError, TransportError, from_problem
+from rl_onoff.errors import PROBLEM_PREFIX, BadGateway, ConfigurationError, OnOffError, TransportError, from_problem
 from rl_onoff.version import __version__
 
 CONNECT_SECONDS: Final = 5.0
 WRITE_SECONDS: Final = 60.0
 DEADLINE_HEADER: Final = "X-Request-Timeout"
 
+#: What a reverse proxy answers while the service behind it is away.
+_GATEWAY_STATUS: Final = {502, 504}
 #: Of a body that goes to a file.
 PART_BYTES: Final = 1 << 20
+
+T = TypeVar("T")
 
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
@@ -100,19 +105,32 @@ class Session:
 
     def open(self, call: Call, *, retry: bool = True) -> httpx.Response:
         """A successful response whose body is still to be read; the caller closes it."""
+        return self._retried(lambda: self._attempt(call), retry=retry)
+
+    def send(self, call: Call, *, retry: bool = True) -> httpx.Response:
+        """A successful response, read whole."""
+        return self._retried(lambda: self._whole(call), retry=retry)
+
+    def save(self, call: Call, path: Path) -> Path:
+        """A successful response's body in a file, which is there once it is whole."""
+        return self._retried(lambda: self._saved(call, path))
+
+    def close(self) -> None:
+        self._http.close()
+
+    def _retried(self, attempt: Callable[[], T], *, retry: bool = True) -> T:
         retries = self.retries()
         while True:
             try:
-                return self._attempt(call)
+                return attempt()
             except OnOffError as error:
                 delay = retries.wait(error) if retry else None
                 if delay is None:
                     raise
             time.sleep(delay)
 
-    def send(self, call: Call, *, retry: bool = True) -> httpx.Response:
-        """A successful response, read whole."""
-        response = self.open(call, retry=retry)
+    def _whole(self, call: Call) -> httpx.Response:
+        response = self._attempt(call)
         try:
             response.read()
         except httpx.RequestError as failure:
@@ -121,9 +139,8 @@ class Session:
             response.close()
         return response
 
-    def save(self, call: Call, path: Path) -> Path:
-        """A successful response's body in a file, which is there once it is whole."""
-        response = self.open(call)
+    def _saved(self, call: Call, path: Path) -> Path:
+        response = self._attempt(call)
         unfinished = _unfinished(path)
         try:
             with unfinished.open("wb") as file:
@@ -136,9 +153,6 @@ class Session:
             response.close()
             unfinished.unlink(missing_ok=True)
         return path
-
-    def close(self) -> None:
-        self._http.close()
 
     def _attempt(self, call: Call) -> httpx.Response:
         try:
@@ -167,19 +181,32 @@ class AsyncSession:
 
     async def open(self, call: Call, *, retry: bool = True) -> httpx.Response:
         """A successful response whose body is still to be read; the caller closes it."""
+        return await self._retried(lambda: self._attempt(call), retry=retry)
+
+    async def send(self, call: Call, *, retry: bool = True) -> httpx.Response:
+        """A successful response, read whole."""
+        return await self._retried(lambda: self._whole(call), retry=retry)
+
+    async def save(self, call: Call, path: Path) -> Path:
+        """A successful response's body in a file, which is there once it is whole."""
+        return await self._retried(lambda: self._saved(call, path))
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def _retried(self, attempt: Callable[[], Awaitable[T]], *, retry: bool = True) -> T:
         retries = self.retries()
         while True:
             try:
-                return await self._attempt(call)
+                return await attempt()
             except OnOffError as error:
                 delay = retries.wait(error) if retry else None
                 if delay is None:
                     raise
             await asyncio.sleep(delay)
 
-    async def send(self, call: Call, *, retry: bool = True) -> httpx.Response:
-        """A successful response, read whole."""
-        response = await self.open(call, retry=retry)
+    async def _whole(self, call: Call) -> httpx.Response:
+        response = await self._attempt(call)
         try:
             await response.aread()
         except httpx.RequestError as failure:
@@ -188,9 +215,8 @@ class AsyncSession:
             await response.aclose()
         return response
 
-    async def save(self, call: Call, path: Path) -> Path:
-        """A successful response's body in a file, which is there once it is whole."""
-        response = await self.open(call)
+    async def _saved(self, call: Call, path: Path) -> Path:
+        response = await self._attempt(call)
         unfinished = _unfinished(path)
         try:
             with unfinished.open("wb") as file:
@@ -203,9 +229,6 @@ class AsyncSession:
             await response.aclose()
             unfinished.unlink(missing_ok=True)
         return path
-
-    async def close(self) -> None:
-        await self._http.aclose()
 
     async def _attempt(self, call: Call) -> httpx.Response:
         try:
@@ -246,6 +269,8 @@ def error_of(response: httpx.Response) -> OnOffError:
         "retryable": response.status_code in RETRIED_STATUS,
         **known,
     }
+    if response.status_code in _GATEWAY_STATUS and not str(known.get("type")).startswith(PROBLEM_PREFIX):
+        problem |= {"type": BadGateway.slug, "status": response.status_code, "retryable": BadGateway.retryable}
     if isinstance(problem["detail"], list | dict):
         problem["detail"] = str(problem["detail"])
     return from_problem(problem, retry_after=retry_after(response.headers.get("Retry-After")))

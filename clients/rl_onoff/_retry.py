@@ -12,12 +12,12 @@ from typing import Final
 
 import httpx
 
-from rl_onoff.errors import OnOffError, OutOfMemory, StreamTruncated, TransportError, WorkerLost
+from rl_onoff.errors import BadGateway, OnOffError, OutOfMemory, StreamTruncated, TransportError, WorkerLost
 
 RETRIED_STATUS: Final = {429, 503}
 # No connection came to be: the service has not seen the request.
 _UNREACHED = (httpx.ConnectError, httpx.ConnectTimeout)
-# The connection ended before the answer's head. A service that answered 500 may close a pooled connection under the
+# The connection ended before the answer did. A service that answered 500 may close a pooled connection under the
 # next request. Time-outs are not among them: the service may be at work on the request.
 _RESET = (httpx.ReadError, httpx.RemoteProtocolError, httpx.WriteError)
 # Work had begun, and the request itself may be why it ended.
@@ -30,9 +30,9 @@ _random = SystemRandom()
 class Backoff:
     """How long and how often to ask again; waits double, with jitter, and are never shorter than Retry-After.
 
-    A service that turns the request away (429, 503) or cannot be reached is asked for `retry_seconds`, counted from the
-    first such failure. A request that broke off before its answer's head is sent `max_retries` times more; 0 turns off
-    every retry.
+    A service that turns the request away (429, 503) or cannot be reached, also by a proxy before it, is asked for
+    `retry_seconds`, counted from the first such failure. A request that broke off before its answer was handed on is
+    sent `max_retries` times more; 0 turns off every retry.
     """
 
     max_retries: int = 2
@@ -90,7 +90,7 @@ class Retries:
 def _was_turned_away(error: OnOffError) -> bool:
     if isinstance(error, TransportError):
         return isinstance(error.__cause__, _UNREACHED)
-    return _is_retried_answer(error) and not isinstance(error, _BROKE_OFF)
+    return isinstance(error, BadGateway) or (_is_retried_answer(error) and not isinstance(error, _BROKE_OFF))
 
 
 def _has_broken_off(error: OnOffError) -> bool:

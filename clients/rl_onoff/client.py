@@ -7,9 +7,9 @@
         print(result.text, result.leads, result.b_fraction)
 
 Keyword arguments are the fields of the requests in `rl_onoff.schemas`; those of `Sampling` may be given directly.
-Every failure is an `rl_onoff.errors.OnOffError`. As long as no answer has begun, a service that is busy, starting or
-cannot be reached is asked again for `retry_seconds`, and a request whose connection or worker was lost is sent again
-`max_retries` times.
+Every failure is an `rl_onoff.errors.OnOffError`. As long as nothing of an answer was handed on, a
+service that is busy, starting or cannot be reached (also by a proxy before it) is asked again for `retry_seconds`, and
+a request whose connection or worker was lost is sent again `max_retries` times.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ class Client:
     `timeout` is how many seconds the service may be silent before an answer (a long generation is), `stream_timeout`
     between two bytes of a stream (the service sends one every 15 s at least).
 
-    A service that turns a request away (429, 503) or takes no connection is asked again for `retry_seconds`, with waits
-    of up to 8 s, or of its Retry-After where that is longer; it is not waited for beyond that time. A request whose
-    connection was reset before the answer's head, or that lost its worker or ran out of memory, is sent again
-    `max_retries` times. `max_retries=0` asks once, whatever happens.
+    A service that turns a request away (429, 503) or takes no connection, from here or from a proxy (its 502 or 504),
+    is asked again for `retry_seconds`, with waits of up to 8 s, or of its Retry-After where that is longer; it is not
+    waited for beyond that time. A request whose connection was reset before its answer was whole, or that lost its
+    worker or ran out of memory, is sent again `max_retries` times. `max_retries=0` asks once, whatever happens.
 
     `deadline` is what the service gets for each request, in seconds from its arrival to the end of the answer, queueing
     included: then it stops working and DeadlineExceeded is raised. Without one, the service's own limit holds.

@@ -27,7 +27,8 @@ again from it.
     │   ├── WorkerLost               503  the worker died while it held the request (retryable)
     │   ├── OutOfMemory              503  the device cannot hold this now (retryable)
     │   ├── ShuttingDown             503  (retryable)
-    │   └── DeadlineExceeded         504  (retryable)
+    │   ├── DeadlineExceeded         504  (retryable)
+    │   └── BadGateway               502, 504  a proxy before the service had no answer of it (SDK only, retryable)
     ├── TransportError               no HTTP answer came at all (SDK only, retryable)
     ├── StreamTruncated              a stream ended without `done` or `error` (SDK only, retryable)
     ├── RunError                     a run over a data set cannot go on (SDK and CLI only)
@@ -186,6 +187,10 @@ class ShuttingDown(ServiceError):
 
 class DeadlineExceeded(ServiceError):
     slug, title, status, retryable = "deadline-exceeded", "Deadline exceeded", 504, True
+
+
+class BadGateway(ServiceError):
+    slug, title, status, retryable = "bad-gateway", "A proxy got no answer", 502, True
 
 
 class TransportError(OnOffError):

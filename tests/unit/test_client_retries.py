@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from rl_onoff import AsyncClient, Client, errors
-from tests.unit.service_double import GENERATED, Answer, Service, problem
+from rl_onoff._calls import get
+from rl_onoff._http import AsyncSession, Session, Settings
+from rl_onoff._retry import Backoff
+from tests.unit.service_double import GENERATED, Answer, Body, Service, problem
 
 REFUSED = httpx.ConnectError("refused")
+AWAY = [
+    httpx.Response(502, html="<h1>502 Bad Gateway</h1>"),
+    httpx.Response(504, text="upstream request timeout"),
+    httpx.Response(502, json={"message": "no", "retryable": False}),
+]
 STARTING = problem(503, "worker-unavailable", retryable=True)
 LOST = problem(503, "worker-lost", retryable=True)
 
@@ -50,7 +59,7 @@ def good() -> httpx.Response:
     return httpx.Response(200, json=GENERATED)
 
 
-@pytest.mark.parametrize("failure", [REFUSED, STARTING, problem(429, "overloaded", retryable=True)])
+@pytest.mark.parametrize("failure", [REFUSED, STARTING, problem(429, "overloaded", retryable=True), *AWAY])
 @pytest.mark.parametrize("away", [9.0, 30.0, 45.0])
 async def test_a_service_that_is_away_for_a_while_is_waited_for(clock: Clock, failure: Any, away: float) -> None:
     def service() -> Service:
@@ -105,6 +114,40 @@ def test_what_broke_off_is_sent_again_a_few_times(clock: Clock, failure: Answer)
     with pytest.raises(errors.OnOffError):
         generate(service, max_retries=1)
     assert len(service.requests) == 2
+
+
+async def test_an_answer_that_broke_off_is_asked_for_again(clock: Clock) -> None:
+    def service() -> Service:
+        return Service(lambda _: Body([b'{"id": '], httpx.ReadError("reset")).response("application/json"), good())
+
+    assert generate(service()) == "g1"
+    async with AsyncClient(transport=service().transport) as client:
+        assert (await client.generate("Q", model="m")).id == "g1"
+
+
+async def test_a_file_that_broke_off_is_written_anew(clock: Clock, tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+
+    def service() -> Service:
+        half = Body([b"half"], httpx.RemoteProtocolError("closed"))
+        return Service(lambda _: half.response("application/x"), httpx.Response(200, content=b"whole"))
+
+    settings = Settings("http://h", None, 1.0, 1.0, Backoff())
+    assert Session(settings, service().transport).save(get("/x"), path).read_bytes() == b"whole"
+    path.unlink()
+    assert (await AsyncSession(settings, service().transport).save(get("/x"), path)).read_bytes() == b"whole"
+    assert not path.with_name("rows.part").exists()
+
+
+@pytest.mark.parametrize(
+    "answer", [problem(504, "deadline-exceeded", retryable=True), problem(502, "of-a-later-version")]
+)
+def test_what_the_service_says_itself_of_a_gateway_is_not_a_proxys(clock: Clock, answer: Answer) -> None:
+    service = Service(answer)
+    with pytest.raises(errors.ServiceError) as caught:
+        generate(service)
+    assert not isinstance(caught.value, errors.BadGateway)
+    assert len(service.requests) == 1
 
 
 def test_a_worker_that_is_lost_after_long_work_is_waited_for(clock: Clock) -> None:
