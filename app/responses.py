@@ -57,6 +57,7 @@ class StreamedResponse(Response):
         self.media_type = media_type
         self.init_headers({"Content-Length": str(length)})
         self._parts = parts
+        self._unsent = length
         self._drain = drain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,7 +78,8 @@ class StreamedResponse(Response):
         if isinstance(outcomes[0], Exception):
             raise outcomes[0]
         if left:
-            record.error = "client-gone"
+            if self._unsent > 0:  # with the last byte its client may go, and the server calls that a disconnect too
+                record.error = "client-gone"
         elif late and not ended:
             raise record.too_late()
         elif not ended:
@@ -89,4 +91,5 @@ class StreamedResponse(Response):
             for begin in range(0, len(part), _PIECE):
                 piece = bytes(view[begin : begin + _PIECE])
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
+                self._unsent -= len(piece)
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -84,7 +84,7 @@ class EventStream(Response):
         self._drain = drain
         self._emitted = emitted
         self._superseded = superseded or asyncio.Event()
-        self._ended = False
+        self._ended = self._whole = False  # the last event: begun, and out
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def write(data: bytes) -> None:
@@ -107,7 +107,7 @@ class EventStream(Response):
                 task.cancel()
             outcomes = await asyncio.gather(*tasks, return_exceptions=True)
             await self._events.aclose()
-        if left:
+        if left and not self._whole:
             record.error = "client-gone"
             return
         if isinstance(outcomes[0], Exception):
@@ -127,6 +127,7 @@ class EventStream(Response):
                     self._emitted += event.name == "token"
                     self._ended = event.name == "done"
                     await write(event.encode())
+                    self._whole = self._ended
                     if event.name == "token":
                         record.token_sent()
         except OnOffError as error:
@@ -140,6 +141,7 @@ class EventStream(Response):
             final = InternalError("the stream ended without a result")
         if not self._ended:
             await write(self._error(final, scope))
+            self._whole = True
 
     def _error(self, error: OnOffError, scope: Scope) -> bytes:
         self._ended = True

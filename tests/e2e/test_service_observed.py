@@ -155,6 +155,18 @@ def test_who_left_is_logged_too(service: RunningService, http: httpx.Client) -> 
     assert (line["status"], line["error"]) == (499, "client-gone")
 
 
+def test_who_leaves_with_the_last_byte_has_not_left(service: RunningService, http: httpx.Client) -> None:
+    rows = {"model": "base", "items": [{"prompt_ids": [0], "solution_ids": [1, 2, 1]}]}
+    for turn in range(5):
+        headers = {"X-Request-Id": f"stream-{turn}", "Connection": "close"}
+        with http.stream("POST", "/switch-generate", json={**SHORT, "stream": True}, headers=headers) as response:
+            next(line for line in response.iter_lines() if line == "event: done")
+        assert logged(service, f"stream-{turn}")["error"] is None
+        headers = {"X-Request-Id": f"rows-{turn}", "Connection": "close", "Accept": "application/vnd.safetensors"}
+        assert http.post("/distributions", json=rows, headers=headers).status_code == 200
+        assert logged(service, f"rows-{turn}")["error"] is None
+
+
 def test_metrics_of_requests(service: RunningService, http: httpx.Client) -> None:
     route = 'route="/switch-generate"'
     names = {

@@ -13,6 +13,9 @@ from starlette.types import Message
 
 from app.config import Settings
 from app.middleware import Boundary
+from app.record import Record
+from app.record import begin as begin_record
+from app.responses import StreamedResponse
 from app.services.drain import Drain
 from app.services.events import Event
 from app.services.interleave import interleave
@@ -109,6 +112,30 @@ async def test_a_client_that_leaves_closes_the_source() -> None:
     await asyncio.wait_for(send(source, client), 1)
     assert source.closed
     assert not client.ended
+
+
+@pytest.mark.parametrize(("end", "error"), [("hang", "client-gone"), ("done", None)])
+async def test_a_client_that_closes_after_the_last_event_has_not_left(end: str, error: str | None) -> None:
+    record = Record()
+    begin_record(record)
+    client = Client(patience=3 + (end == "done"))  # the head, three tokens, done
+    await asyncio.wait_for(send(Source(3, end), client), 1)
+    assert record.error == error
+
+
+@pytest.mark.parametrize("patience", [1, 2, 3])
+async def test_a_client_that_closes_after_the_last_byte_has_not_left(patience: int) -> None:
+    async def parts() -> AsyncGenerator[bytes, None]:
+        for _ in range(2):
+            yield b"half"
+            await asyncio.sleep(0.01)
+
+    record = Record()
+    begin_record(record)
+    client = Client(patience=patience)
+    answer = StreamedResponse(parts(), 8, "application/x", Drain())
+    await asyncio.wait_for(answer(SCOPE, client.receive, client.send), 1)
+    assert record.error == ("client-gone" if patience == 1 else None)
 
 
 async def test_a_client_that_does_not_read_is_cut_off() -> None:
