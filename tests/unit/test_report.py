@@ -249,6 +249,109 @@ def test_seeds_of_one_policy_are_one_condition_and_b_leads_is_turned_round(tmp_p
     assert shares[forth.label] == pytest.approx(1 - shares[back.label])
 
 
+def test_budgets_that_come_to_one_threshold_are_conditions_of_their_own(tmp_path: Path) -> None:
+    identity = {"command": "sweep", "settings": {"metrics": [METRIC]}, "models": MODELS, "data": {}}
+    policy, rate = {"kind": "divergence", "on": 0.1}, {"kind": "random", "rate": 0.2}
+    with RunFolder.open(tmp_path / "s", identity, resume=False) as opened:
+        for budget in (0.031, 0.032):
+            name = f"budget={budget}"
+            found: dict[str, Any] = {"id": name, "direction": "a_to_b", "policy": policy, "control_of": None}
+            control = {"id": f"{name}-control", "direction": "a_to_b", "policy": rate, "control_of": name}
+            run(tmp_path / "s" / name, policy, 1)
+            run(tmp_path / "s" / f"{name}-control", rate, 2)
+            opened.append([found | {"calibration": {"budget": budget, "on": 0.1}}, control])
+    write([tmp_path / "s"], tmp_path / "out")
+    labels = [f"{POLICY} (budget {share})" for share in ("3.1%", "3.2%")]
+    rows = table(tmp_path / "out", "accuracy")
+    assert [row["condition"] for row in rows] == [
+        each for label in labels for each in (label, f"random, as often as {label}")
+    ]
+    assert {(row["problems"], row["texts"]) for row in rows} == {("12", "24")}
+
+
+def test_runs_that_differ_by_their_seed_alone_are_one_condition(tmp_path: Path) -> None:
+    kinds = {"a": {"kind": "always_a"}, "b": {"kind": "always_b"}, "s": {"kind": "divergence", "on": 0.1}}
+    folders = [tmp_path / f"{name}{seed}" for name in kinds for seed in (1, 2)]
+    for folder in folders:
+        run(folder, kinds[folder.name[0]], 3, seed=int(folder.name[1]))
+    write(folders, tmp_path / "out")
+    rows = {row["condition"]: row for row in table(tmp_path / "out", "accuracy")}
+    assert {label: row["texts"] for label, row in rows.items()} == {"A alone": "48", "B alone": "48", POLICY: "48"}
+    (flipped,) = table(tmp_path / "out", "flips")
+    assert flipped["samples"] == "48"
+    assert "samples, by problem" not in (tmp_path / "out" / "report.html").read_text()
+    again = [*folders, tmp_path / "s1-again"]
+    run(again[-1], kinds["s"], 3, seed=1)
+    counted = {part.label: len(part.folders) for part in read_runs(again).parts}
+    assert counted == {"A alone": 2, "B alone": 2, POLICY: 2, f"{POLICY} [s1-again]": 1}
+
+    page = write([each for each in folders if each.name != "a2"], tmp_path / "less").read_text()
+    assert f"{POLICY}: A alone has 24 of its 48 samples, by problem, seed and number" in page
+    assert "B alone has" not in page
+
+
+def test_sweeps_that_differ_by_their_seed_alone_are_one(tmp_path: Path) -> None:
+    policy, rate = {"kind": "divergence", "on": 0.1}, {"kind": "random", "rate": 0.2}
+    for seed in (1, 2):
+        settings = {"metrics": [METRIC], "seed": seed}
+        identity = {"command": "sweep", "settings": settings, "models": MODELS, "data": {}}
+        folder = tmp_path / f"s{seed}"
+        with RunFolder.open(folder, identity, resume=False) as opened:
+            for name, each, of in (("js", policy, None), ("js-control", rate | {"rate": seed / 10}, "js")):
+                run(folder / name, each, seed, seed=seed)
+                opened.append([{"id": name, "direction": "a_to_b", "policy": each, "control_of": of}])
+    parts = read_runs([tmp_path / "s1", tmp_path / "s2"]).parts
+    assert {part.label: len(part.folders) for part in parts} == {POLICY: 2, CONTROL: 2}
+
+
+def test_the_alone_that_a_condition_is_compared_with_has_its_samples(tmp_path: Path) -> None:
+    kinds = {"a": {"kind": "always_a"}, "b": {"kind": "always_b"}, "s": {"kind": "divergence", "on": 0.1}}
+    folders = [tmp_path / name for name in ("a1", "a2", "b2", "s2")]
+    for folder in folders:  # two As that are no one condition
+        run(
+            folder,
+            kinds[folder.name[0]],
+            3,
+            seed=int(folder.name[1]),
+            sampling={"top_k": 0 if "1" in folder.name else 5},
+        )
+    page = write(folders, tmp_path / "out").read_text()
+    (flipped,) = table(tmp_path / "out", "flips")
+    assert flipped["samples"] == "24"
+    assert "samples, by problem" not in page
+
+
+def test_metrics_that_are_no_means_are_as_the_summary_has_them(tmp_path: Path) -> None:
+    names, chance = ["perplexity", "bleu"], random.Random(4)
+    words = ["the", "cat", "sat", "on", "a", "mat"]
+    results = [
+        {
+            "id": f"p{problem}",
+            "sample": sample,
+            "text": " ".join(chance.choices(words, k=8)),
+            "reference": "the cat sat on a mat",
+            "token_ids": list(range(chance.randint(2, 9))),
+            "metrics": {"bleu": chance.random(), "perplexity": chance.choice([1.5, 2.5])},
+        }
+        for problem in range(4)
+        for sample in range(2)
+    ]
+    identity = {"command": "sample", "settings": {"metrics": names}, "models": MODELS[:1], "data": {}}
+    for folder, more in (("finite", []), ("infinite", [results[0] | {"id": "q", "metrics": {"perplexity": None}}])):
+        with RunFolder.open(tmp_path / folder, identity, resume=False) as opened:
+            opened.append([*results, *more])
+    write([tmp_path / "finite"], tmp_path / "out", metric="bleu")
+    expected = summarise(results, names)["metrics"]
+    for name, of in (("bleu", "accuracy"), ("perplexity", "accuracy-2")):
+        (row,) = table(tmp_path / "out", of)
+        assert [float(row[each]) for each in (name, f"{name} low", f"{name} high")] == pytest.approx(
+            [expected[name][each] for each in ("value", "low", "high")]
+        )
+        assert (row["problems"], row["texts"]) == ("4", "8")
+    write([tmp_path / "infinite"], tmp_path / "out", metric="perplexity")
+    assert table(tmp_path / "out", "accuracy")[0]["perplexity"] == "inf"
+
+
 def test_an_svg_in_the_page_cannot_do_anything() -> None:
     svg = (
         b'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" onload="x()">'

@@ -8,14 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from rl_onoff.errors import InvalidField, MissingDependency
 from rl_onoff.metrics import find, pass_at_k
 from rl_onoff.metrics.bootstrap import Estimate, bootstrap, mean_of
-from rl_onoff.metrics.registry import MODEL_METRICS
+from rl_onoff.metrics.registry import MODEL_METRICS, Metric
+from rl_onoff.runs.summary import estimate, sums_of
 
 #: Seed of the run and number of the sample: generations of one noise have the same in every part.
 Sample = tuple[int, int]
+Array = npt.NDArray[np.float64]
 _DIGITS: Final = re.compile(r"(\d+)")
 
 
@@ -23,13 +26,16 @@ _DIGITS: Final = re.compile(r"(\d+)")
 class Outcomes:
     """Scores and counts of tokens by problem: a few numbers per text, never the text.
 
-    `scores[metric][problem][sample]`; `written[problem]`: tokens of B, of both. `finished`: texts by why they ended.
+    `scores[metric][problem][sample]`; `corpora[metric][problem]`: sums of metrics whose value over texts is no mean,
+    as BLEU's and perplexity's; `written[problem]`: tokens of B, of both. `finished`: texts by why they ended.
     """
 
     scores: dict[str, dict[str, dict[Sample, float]]] = field(default_factory=dict)
+    corpora: dict[str, dict[str, Array]] = field(default_factory=dict)
     written: dict[str, list[int]] = field(default_factory=dict)
     finished: dict[str, int] = field(default_factory=dict)
     texts: int = 0
+    _no_means: dict[str, Metric | None] = field(default_factory=dict)
 
     def add(self, seed: int, record: Mapping[str, Any]) -> None:
         """One text."""
@@ -41,6 +47,12 @@ class Outcomes:
         reason = str(record.get("finish_reason") or "unknown")
         self.finished[reason] = self.finished.get(reason, 0) + 1
         for name, value in (record.get("metrics") or {}).items():
+            if name not in self.scores and name not in self.corpora and not is_mean(name):
+                self._no_means[name] = None if name in MODEL_METRICS else find(name)
+                self.corpora[name] = {}
+            if name in self._no_means:
+                problems, sums = self.corpora[name], sums_of(self._no_means[name], record, value)
+                problems[problem] = problems[problem] + sums if problem in problems else sums
             if isinstance(value, int | float):
                 sample = (seed, int(record.get("sample") or 0))
                 self.scores.setdefault(name, {}).setdefault(problem, {})[sample] = float(value)
@@ -58,8 +70,15 @@ class Outcomes:
         with np.errstate(invalid="ignore"):
             return bootstrap(sums, lambda each: each[..., 0] / each[..., 1])
 
+    def samples(self, metric: str) -> set[tuple[str, Sample]]:
+        """Those that have a score."""
+        return {(problem, sample) for problem, row in self.scores.get(metric, {}).items() for sample in row}
+
     def mean(self, metric: str) -> Estimate | None:
-        """The mean over samples, with the interval over problems: as `summary.json` has it."""
+        """The mean over samples, or the corpus's value, with the interval over problems: as `summary.json` has it."""
+        if metric in self._no_means:
+            corpus = self.corpora[metric]
+            return estimate(self._no_means[metric], np.array([corpus[each] for each in sorted(corpus)]))
         problems = self.scores.get(metric)
         if not problems:
             return None

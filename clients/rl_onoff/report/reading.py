@@ -16,11 +16,13 @@ Role = Literal["a", "b", "switched", "control", "sample", "divergence"]
 Record = dict[str, Any]
 _SWAPPED: Final = str.maketrans("ab", "ba")
 _KNOWN: Final = ("sample", "switch", "divergence")
+#: Direction, policy, and what else tells a condition of a sweep from others.
+_Key = tuple[str, str, str]
 
 
 @dataclass
 class Part:
-    """Run folders that are one thing: the same policy in the same direction, once per seed.
+    """Run folders that are one thing: the same policy in the same direction over the same rows, once per seed.
 
     `b_leads`: the run's own "a" is the pair's B (direction `b_to_a`); `records` turns its leads and measures round, so
     that in a report B is always the tuned model. `control_of`: the label of the part whose share of tokens it matches.
@@ -88,13 +90,19 @@ def read_runs(paths: Sequence[str | Path]) -> Runs:
     facts: list[tuple[str, str]] = []
     notes: list[str] = []
     sources: dict[str, str] = {}
+    runs: dict[str, Part] = {}
+    sweeps: dict[str, dict[_Key, Part]] = {}
     for path, manifest in manifests.items():
         identity = manifest["identity"]
         command = identity.get("command")
+        kin = _without_seed(identity)
         if command == "sweep":
-            parts += _of_sweep(path, identity, notes)
+            parts += _of_sweep(path, identity, notes, sweeps.setdefault(kin, {}))
+        elif command in _KNOWN and _takes(runs.get(kin), path):
+            runs[kin].folders.append(path)
         elif command in _KNOWN:
             parts.append(_of_run(path, identity, models))
+            runs.setdefault(kin, parts[-1])
         else:
             raise DataError(f"{path} is a run of {command!r}; a report is made of {', '.join(_KNOWN)} and sweep")
         if command != "divergence":
@@ -141,11 +149,11 @@ def _switched(path: Path, policy: Mapping[str, Any], b_leads: bool, metrics: tup
     return Part(label, role, [path], b_leads, policy, metrics=metrics)
 
 
-def _of_sweep(path: Path, identity: Mapping[str, Any], notes: list[str]) -> list[Part]:
-    """Its conditions, those that differ by their seed alone together."""
+def _of_sweep(path: Path, identity: Mapping[str, Any], notes: list[str], found: dict[_Key, Part]) -> list[Part]:
+    """Its conditions that are not in `found`, which has those of the same sweep by other seeds, and gets all."""
     metrics = tuple((identity.get("settings") or {}).get("metrics") or ())
-    found: dict[tuple[str, str, str], Part] = {}
-    key_of: dict[str, tuple[str, str, str]] = {}
+    new: list[Part] = []
+    key_of: dict[str, _Key] = {}
     for record in read_results(path):
         name, folder = str(record["id"]), path / str(record["id"])
         if folder.resolve().parent != path.resolve():
@@ -156,24 +164,39 @@ def _of_sweep(path: Path, identity: Mapping[str, Any], notes: list[str]) -> list
         policy, b_leads = record.get("policy") or {}, record.get("direction") == "b_to_a"
         of = record.get("control_of")
         direction = "b_to_a" if b_leads else "a_to_b"
-        key = (direction, json.dumps(policy, sort_keys=True), "")
+        budget = (record.get("calibration") or {}).get("budget")
+        key = (direction, json.dumps(policy, sort_keys=True), str(budget or ""))
         if of is not None:
             key = (direction, "control", str(key_of.get(str(of), of)))
+        if key in found and not _takes(found[key], folder):
+            key = (*key[:2], str(folder))
         key_of[name] = key
         if key in found:
             found[key].folders.append(folder)
             continue
         part = _switched(folder, policy, b_leads, metrics)
-        if part.role == "switched" and (budget := _share(record.get("budget"))):
-            part.label += f" (budget {budget})"
+        if part.role == "switched" and (share := _share(budget)):
+            part.label += f" (budget {share})"
         if of is not None:
             policied = found.get(key_of.get(str(of), ("", "", "")))
             part.role, part.control_of = "control", policied.label if policied else str(of)
             part.label = f"random, as often as {part.control_of}"
         found[key] = part
-    if not found:
+        new.append(part)
+    if not key_of:
         raise DataError(f"{path} is a sweep of which no condition is finished yet")
-    return list(found.values())
+    return new
+
+
+def _without_seed(identity: Mapping[str, Any]) -> str:
+    """The same for runs that differ by their seed alone."""
+    settings = {name: value for name, value in (identity.get("settings") or {}).items() if name != "seed"}
+    return json.dumps({**identity, "settings": settings}, sort_keys=True)
+
+
+def _takes(part: Part | None, folder: Path) -> bool:
+    """Whether this is a run by another seed: by the same one its texts would count twice."""
+    return part is not None and _seed(folder) not in map(_seed, part.folders)
 
 
 def _distinct(parts: Iterable[Part]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from rl_onoff.metrics.bootstrap import Estimate
 from rl_onoff.report import figures
@@ -16,6 +18,7 @@ from rl_onoff.report.tables import Cell, Table
 
 #: Switched parts in the figure of pass@k, beside A and B.
 _SWITCHED_SHOWN = 4
+_ALONE: Final[tuple[Role, Role]] = ("a", "b")
 _TITLES = {"a_to_b": "A leads, B takes over", "b_to_a": "B leads, A takes over"}
 
 
@@ -28,15 +31,21 @@ class Results:
     metric: str | None = None
     condition: str | None = None
 
-    def alone(self, role: Role) -> Outcomes | None:
-        """Of A or B alone."""
-        return next((self.outcomes[part.label] for part in self.runs.of(role)), None)
+    def alone(self, role: Role, metric: str | None = None, like: Outcomes | None = None) -> Outcomes | None:
+        """Of A or B alone; of several, the one that has most of the samples of `like`."""
+        found = [self.outcomes[part.label] for part in self.runs.of(role)]
+        if metric is None or like is None:
+            return found[0] if found else None
+        samples = like.samples(metric)
+        return max(found, key=lambda each: len(samples & each.samples(metric)), default=None)
 
     def metrics(self) -> list[str]:
-        """Metrics whose value is a mean, those that are right or wrong before the others."""
+        """Metrics that any text was scored by, those that are right or wrong before the others."""
         names = dict.fromkeys(name for part in self.runs.parts for name in part.metrics)
         scored = [
-            name for name in names if is_mean(name) and any(name in each.scores for each in self.outcomes.values())
+            name
+            for name in names
+            if any(name in each.scores or name in each.corpora for each in self.outcomes.values())
         ]
         return sorted(scored, key=lambda name: (name != self.metric, not is_binary(name, self.outcomes)))
 
@@ -48,7 +57,7 @@ class Results:
         """The switched part that the flips and the texts are of: A leads if any does; most right, then fewest of B."""
         if self.condition is not None:
             return self.runs.named(self.condition)
-        metric = self.binary() or next(iter(self.metrics()), None)
+        metric = self.binary() or next(filter(is_mean, self.metrics()), None)
 
         def rank(part: Part) -> tuple[bool, float, float]:
             outcomes = self.outcomes[part.label]
@@ -84,8 +93,9 @@ def _accuracy(results: Results, metric: str, index: int) -> Section:
             "texts",
         ]
     )
-    a, b = (None if (alone := results.alone(role)) is None else alone.mean(metric) for role in ("a", "b"))
+    a, b = (None if (alone := results.alone(role)) is None else alone.mean(metric) for role in _ALONE)
     panels: dict[str, list[figures.Point]] = {}
+    unpaired: list[str] = []
     for part in results.runs.parts:
         outcomes = results.outcomes.get(part.label)
         value = outcomes.mean(metric) if outcomes else None
@@ -93,11 +103,14 @@ def _accuracy(results: Results, metric: str, index: int) -> Section:
             continue
         share = _share(part, outcomes)
         number = len(table.rows) + 1
-        recovery = (value.value - a.value) / (b.value - a.value) if a and b and a.value != b.value else None
+        own = {role: results.alone(role, metric, outcomes) for role in _ALONE}
+        recovery = _recovery(value, *(None if each is None else each.mean(metric) for each in own.values()))
+        if part.role in ("switched", "control"):
+            unpaired += _unpaired(part.label, metric, outcomes, own)
         spread = [*_values(share), *_values(value)]
         row = [number, part.label, part.role, part.control_of, *spread, recovery, value.problems, outcomes.texts]
         table.rows.append(row)
-        if part.role in ("switched", "control") and share:
+        if part.role in ("switched", "control") and share and math.isfinite(value.value):
             kind = str(part.policy.get("kind", "switched"))
             point = figures.Point(number, kind, share, value, part.role == "control")
             panels.setdefault(_TITLES[part.direction], []).append(point)
@@ -110,9 +123,11 @@ def _accuracy(results: Results, metric: str, index: int) -> Section:
             )
     if panels and not any(point.control for each in panels.values() for point in each):
         section.says.append("No random control with the same share of tokens is here; rl-onoff sweep makes one.")
+    section.says += unpaired
     if not panels:
         section.missing = "No switched run is here, so there is no share of B's tokens to draw against."
         return section
+    a, b = (each if each and math.isfinite(each.value) else None for each in (a, b))
     size = (8.6 if len(panels) > 1 else 5.6, 4.2)
     section.figure = drawn(figures.accuracy(panels, a, b, metric), size=size, columns=len(panels), share_y=True)
     section.alt = (
@@ -122,6 +137,23 @@ def _accuracy(results: Results, metric: str, index: int) -> Section:
         "Numbers at the points are the table's first column. Dashed: A and B alone, with their intervals."
     )
     return section
+
+
+def _recovery(value: Estimate, a: Estimate | None, b: Estimate | None) -> float | None:
+    if a is None or b is None or a.value == b.value or not math.isfinite(value.value + a.value + b.value):
+        return None
+    return (value.value - a.value) / (b.value - a.value)
+
+
+def _unpaired(label: str, metric: str, outcomes: Outcomes, alone: Mapping[Role, Outcomes | None]) -> Iterator[str]:
+    """What to know of a recovery that compares samples of other noise."""
+    samples = outcomes.samples(metric)
+    for role, reference in alone.items():
+        if reference is not None and (shared := len(samples & reference.samples(metric))) < len(samples):
+            yield (
+                f"{label}: {role.upper()} alone has {shared} of its {len(samples)} samples, by problem, seed and "
+                "number; recovery is of the samples that each has."
+            )
 
 
 def _share(part: Part, outcomes: Outcomes) -> Estimate | None:
@@ -168,9 +200,8 @@ def pass_at_k(results: Results) -> Section:
 def flip_table(results: Results, linked: Iterable[str]) -> tuple[Section, Flips | None]:
     """Which samples switching made right or wrong. `linked`: problems that have an element in the page."""
     section = Section("flips", "What switching turned right, and wrong")
-    metric, a, b = results.binary(), results.alone("a"), results.alone("b")
-    switched = results.runs.of("switched")
-    if metric is None or a is None or b is None or not switched:
+    metric, switched = results.binary(), results.runs.of("switched")
+    if metric is None or not switched or any(results.alone(role) is None for role in _ALONE):
         section.missing = (
             "This needs A alone, B alone and a switched run over the same problems, and a metric of right or wrong."
         )
@@ -182,7 +213,7 @@ def flip_table(results: Results, linked: Iterable[str]) -> tuple[Section, Flips 
         ]
     )  # fmt: skip
     for part in [*switched, *results.runs.of("control")]:
-        cells = flips(metric, a, b, results.outcomes[part.label]).cells
+        cells = _flips(results, metric, results.outcomes[part.label]).cells
         by_a = [sum(n for (x, _, z), n in cells.items() if (x, z) == pair) for pair in
                 ((False, True), (True, False), (True, True), (False, False))]  # fmt: skip
         by_b = [sum(n for (_, y, z), n in cells.items() if (y, z) == pair) for pair in ((True, False), (False, True))]
@@ -197,7 +228,7 @@ def flip_table(results: Results, linked: Iterable[str]) -> tuple[Section, Flips 
     best = results.best()
     if best is None:
         return section, None
-    found = flips(metric, a, b, results.outcomes[best.label])
+    found = _flips(results, metric, results.outcomes[best.label])
     problems = Table(["problem", "samples", "A right", "B right", "switched right", "gained", "lost"])
     known = set(linked)
     for index, each in enumerate(found.problems):
@@ -207,6 +238,11 @@ def flip_table(results: Results, linked: Iterable[str]) -> tuple[Section, Flips 
     caption = f"Problems under “{best.label}”, those it changed first; the linked ones are below, token by token."
     section.tables.append(("flipped-problems", caption, problems))
     return section, found
+
+
+def _flips(results: Results, metric: str, switched: Outcomes) -> Flips:
+    a, b = (results.alone(role, metric, switched) or Outcomes() for role in _ALONE)
+    return flips(metric, a, b, switched)
 
 
 def _spread(name: str) -> list[str]:

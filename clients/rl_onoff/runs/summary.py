@@ -12,11 +12,14 @@ from operator import itemgetter
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from rl_onoff.data.spill import temporary
 from rl_onoff.metrics import Metric, bootstrap, find, majority_vote, pass_at_k
-from rl_onoff.metrics.bootstrap import mean_of, rows_of
+from rl_onoff.metrics.bootstrap import Estimate, mean_of, rows_of
 from rl_onoff.metrics.registry import MODEL_METRICS
+
+Array = npt.NDArray[np.float64]
 
 
 def summarise(records: Iterable[Mapping[str, Any]], metrics: Iterable[str] = ()) -> dict[str, Any]:
@@ -93,18 +96,12 @@ class _Collected:
         problem, sample, metric = str(record["id"]), int(record.get("sample", 0)), self._metric
         if value is None and metric is not None:
             value = metric.checked(record["text"], record.get("reference"))
-        if metric is None:  # perplexity: None where it is infinite
-            count = len(record["token_ids"])
-            sums = np.array([math.inf if value is None else math.log(value) * count, count])
-        elif metric.statistics is not None:
-            sums = np.asarray(metric.statistics(record["text"], record.get("reference")), dtype=np.float64)
-        else:
-            sums = np.array([value, 1.0])
+        sums = sums_of(metric, record, value)
         answer, score = None, None
         if metric is not None and metric.binary:
             answer = metric.answer(record["text"]) if metric.answer is not None else None
             score = float(value or 0.0)
-        row = (_sortable(problem), sample, sums.astype(np.float64).tobytes(), answer and _sortable(answer), score)
+        row = (_sortable(problem), sample, sums.tobytes(), answer and _sortable(answer), score)
         self._database.execute("INSERT OR REPLACE INTO sums VALUES (?, ?, ?, ?, ?)", row)
 
     def summary(self) -> dict[str, Any]:
@@ -113,12 +110,7 @@ class _Collected:
             flat.extend(np.sum([np.frombuffer(sums) for _, sums, _, _ in samples], axis=0))
             problems += 1
         sums = np.frombuffer(flat).reshape(problems, -1)
-        if self._metric is None:
-            found = asdict(bootstrap(sums, lambda each: np.exp(each[..., 0] / each[..., 1])))
-        elif self._metric.statistics is not None:
-            found = asdict(bootstrap(sums, rows_of(self._metric)))
-        else:
-            found = asdict(bootstrap(sums, lambda each: each[..., 0] / each[..., 1]))
+        found = asdict(estimate(self._metric, sums))
         if self._metric is not None and self._metric.binary:
             found |= self._groups(self._metric)
         return {name: _finite(value) for name, value in found.items()}
@@ -143,6 +135,25 @@ class _Collected:
         if most > 1 and metric.answer is not None:
             found["majority_vote"] = asdict(mean_of(votes))
         return found
+
+
+def sums_of(metric: Metric | None, record: Mapping[str, Any], value: float | None) -> Array:
+    """What of a result adds up to a corpus value, `[S]`. No metric: perplexity, None where it is infinite."""
+    if metric is None:
+        count = len(record["token_ids"])
+        return np.array([math.inf if value is None else math.log(value) * count, float(count)])
+    if metric.statistics is not None:
+        return np.asarray(metric.statistics(record["text"], record.get("reference")), dtype=np.float64)
+    return np.array([value, 1.0], dtype=np.float64)
+
+
+def estimate(metric: Metric | None, sums: Array) -> Estimate:
+    """The corpus value of sums by problem, `[problems, S]`, with its interval."""
+    if metric is None:
+        return bootstrap(sums, lambda each: np.exp(each[..., 0] / each[..., 1]))
+    if metric.statistics is not None:
+        return bootstrap(sums, rows_of(metric))
+    return bootstrap(sums, lambda each: each[..., 0] / each[..., 1])
 
 
 def _sortable(text: str) -> bytes | str:
