@@ -111,7 +111,7 @@ def test_noise_may_turn_whatever_is_watched(measure: str) -> None:
     floor = noise.NoiseFloor(floors)
     policy = parse_policy({"kind": "divergence", "measure": measure, "on": 0.3})
     state = initial_state(policy)
-    size = floors.get(measure, floors["renyi"])
+    size = floors.get(measure, floors[measure.partition(":")[0]])
     assert 0 < size < 1e-2
     assert floor.may_turn(policy, state, Signals(3, 0, {measure: 0.3 + 0.5 * size}))
     assert not floor.may_turn(policy, state, Signals(3, 0, {measure: 0.6}))

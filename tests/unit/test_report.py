@@ -222,6 +222,18 @@ def test_flips_are_counted_by_problem_and_sample() -> None:
     assert [(each.id, each.gained, each.lost) for each in found.problems] == [("p", 1, 1), ("q", 0, 0)]
 
 
+def test_samples_of_one_noise_are_paired_whatever_their_number_in_the_run() -> None:
+    def judged(run_seed: int, seeds: list[int]) -> Outcomes:
+        made = Outcomes()
+        for sample, seed in enumerate(seeds):
+            made.add(run_seed, {"id": "p", "sample": sample, "seed": seed, "metrics": {METRIC: float(seed == 22)}})
+        return made
+
+    a, switched = judged(0, [11, 22]), judged(2, [22])  # of `seeds: [1, 2]`, and of the second alone
+    cells = flips(METRIC, a, a, switched).cells
+    assert {cell: count for cell, count in cells.items() if count} == {(True, True, True): 1}
+
+
 def test_seeds_of_one_policy_are_one_condition_and_b_leads_is_turned_round(tmp_path: Path) -> None:
     identity = {"command": "sweep", "settings": {"metrics": [METRIC]}, "models": MODELS, "data": {"sha256": "0"}}
     policy = {"kind": "divergence", "on": 0.1}
@@ -286,7 +298,7 @@ def test_runs_that_differ_by_their_seed_alone_are_one_condition(tmp_path: Path) 
     assert counted == {"A alone": 2, "B alone": 2, POLICY: 2, f"{POLICY} [s1-again]": 1}
 
     page = write([each for each in folders if each.name != "a2"], tmp_path / "less").read_text()
-    assert f"{POLICY}: A alone has 24 of its 48 samples, by problem, seed and number" in page
+    assert f"{POLICY}: A alone has 24 of its 48 samples, by problem and seed" in page
     assert "B alone has" not in page
 
 

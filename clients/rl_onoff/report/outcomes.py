@@ -16,7 +16,8 @@ from rl_onoff.metrics.bootstrap import Estimate, bootstrap, mean_of
 from rl_onoff.metrics.registry import MODEL_METRICS, Metric
 from rl_onoff.runs.summary import estimate, sums_of
 
-#: Seed of the run and number of the sample: generations of one noise have the same in every part.
+#: The seed of its noise and -1, or where a record has none the run's and the sample's number: generations of one noise
+#: have the same in every part.
 Sample = tuple[int, int]
 Array = npt.NDArray[np.float64]
 _DIGITS: Final = re.compile(r"(\d+)")
@@ -54,7 +55,8 @@ class Outcomes:
                 problems, sums = self.corpora[name], sums_of(self._no_means[name], record, value)
                 problems[problem] = problems[problem] + sums if problem in problems else sums
             if isinstance(value, int | float):
-                sample = (seed, int(record.get("sample") or 0))
+                own = record.get("seed")
+                sample = (own, -1) if isinstance(own, int) else (seed, int(record.get("sample") or 0))
                 self.scores.setdefault(name, {}).setdefault(problem, {})[sample] = float(value)
 
     @property

@@ -151,8 +151,8 @@ def _unpaired(label: str, metric: str, outcomes: Outcomes, alone: Mapping[Role, 
     for role, reference in alone.items():
         if reference is not None and (shared := len(samples & reference.samples(metric))) < len(samples):
             yield (
-                f"{label}: {role.upper()} alone has {shared} of its {len(samples)} samples, by problem, seed and "
-                "number; recovery is of the samples that each has."
+                f"{label}: {role.upper()} alone has {shared} of its {len(samples)} samples, by problem and seed; "
+                "recovery is of the samples that each has."
             )
 
 
