@@ -23,6 +23,7 @@ from rl_onoff.runs.loop import Guard, fingerprints
 from rl_onoff.runs.tasks import Record
 from rl_onoff.runs.tokens import TokenValues
 from rl_onoff.summary import statistics
+from tests.unit.service_double import GENERATED, Body
 
 IDENTITY = {"command": "test", "settings": {"seed": 1}}
 
@@ -154,6 +155,19 @@ async def test_models_that_are_loading_are_waited_for_and_others_are_refused(sle
     async with AsyncClient("http://x", transport=transport) as client:
         with pytest.raises(WorkerUnavailable):
             await fingerprints(client, ("m",))
+
+
+async def test_a_run_outlives_a_restart_behind_a_proxy(tmp_path: Path, sleeps: list[float]) -> None:
+    cut = Body([b'{"id": '], httpx.RemoteProtocolError("closed")).response("application/json")
+    away = [httpx.Response(502, html="<h1>502 Bad Gateway</h1>") for _ in range(12)]
+    answers = [models("ready", "f1"), cut, *away, httpx.Response(200, json=GENERATED)]
+    transport = httpx.MockTransport(lambda request: answers.pop(0))
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"id": 1, "prompt": "p"}\n')
+    async with AsyncClient("http://x", transport=transport, retry_seconds=600.0, max_retries=8) as client:
+        with RunFolder.open(tmp_path / "r", IDENTITY, resume=False) as run:
+            await execute(client, Sample(model="m"), Reader(open_source(path)), run, concurrency=1)
+    assert [each["text"] for each in read_results(tmp_path / "r")] == ["42"]
 
 
 def test_a_summary() -> None:
