@@ -28,6 +28,7 @@ class Limits(Section):
         default=3600, gt=0, description="for a request to be answered; X-Request-Timeout may ask for less"
     )
     text_chars: int = Field(default=8 << 20, ge=1)
+    reference_chars: int = Field(default=32 << 10, ge=1, description="of each reference that a text is compared with")
     prompts: int = Field(default=1024, ge=1)
     samples: int = Field(default=4096, ge=1, description="prompts x n")
     items: int = Field(default=1024, ge=1)

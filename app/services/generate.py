@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -18,9 +16,7 @@ from app.services.interleave import interleave
 from app.services.nulls import finite, finites
 from app.services.prompts import prompt_ids, tokens_to_generate, within
 from app.services.registry import Registry, ServedModel
-from rl_onoff.errors import InvalidField, MissingDependency
-from rl_onoff.metrics import Metric, find
-from rl_onoff.metrics.registry import MODEL_METRICS
+from app.services.scoring import Metrics, Written
 from rl_onoff.philox import derive_seed
 from rl_onoff.schemas import Generated, GenerateRequest, GenerateResponse, GenerateToken, TokenLogprobs
 from workers.wire import Generate
@@ -36,64 +32,6 @@ class _Sample:
     seed: int
     ids: list[int]
     max_tokens: int
-
-
-class _Metrics:
-    """The metrics asked for: perplexity from log-probabilities, all others from texts."""
-
-    def __init__(self, request: GenerateRequest) -> None:
-        self._names = request.metrics
-        self._references = request.references
-        self._of_texts = {
-            name: _metric(index, name, request.references)
-            for index, name in enumerate(request.metrics)
-            if name not in MODEL_METRICS
-        }
-
-    def scores(self, sample: _Sample, generation: Generation) -> dict[str, float | None]:
-        """The scores of one sample. It may take a while: not for the event loop."""
-        reference = self._reference(sample)
-        return {
-            name: self._of_texts[name].checked(generation.text, reference)
-            if name in self._of_texts
-            else _perplexity(generation.logprobs)
-            for name in self._names
-        }
-
-    def overall(
-        self, samples: list[_Sample], generations: list[Generation], scores: list[dict[str, float | None]]
-    ) -> dict[str, float | None]:
-        """Over all samples: perplexity over all tokens, BLEU the corpus's, the mean of the others."""
-        found: dict[str, float | None] = {}
-        for name in self._names:
-            metric = self._of_texts.get(name)
-            if metric is None:
-                found[name] = _perplexity([value for each in generations for value in each.logprobs])
-            elif metric.statistics is None:
-                values = [value for each in scores if (value := each[name]) is not None]
-                found[name] = metric.combine([sum(values), len(values)])
-            else:
-                pairs = zip(samples, generations, strict=True)
-                sums = [metric.statistics(each.text, self._reference(sample)) for sample, each in pairs]
-                found[name] = metric.combine([sum(column) for column in zip(*sums, strict=True)])
-        return found
-
-    def _reference(self, sample: _Sample) -> str | None:
-        return None if self._references is None else self._references[sample.prompt_index]
-
-
-def _metric(index: int, name: str, references: list[str] | None) -> Metric:
-    """The metric of this name, if the service has it and the request what it needs."""
-    try:
-        metric = find(name)
-    except InvalidField as error:
-        found = error.extensions["errors"][0]["message"]
-        raise InvalidField(found, field=f"metrics.{index}") from None
-    except MissingDependency as error:
-        raise InvalidField(f"the service cannot compute it: {error.detail}", field=f"metrics.{index}") from error
-    if metric.needs_reference and references is None:
-        raise InvalidField(f"{name} needs references, one per prompt", field="references")
-    return metric
 
 
 async def start(request: GenerateRequest, registry: Registry, limits: Limits) -> AsyncGenerator[Event, None]:
@@ -118,12 +56,13 @@ async def start(request: GenerateRequest, registry: Registry, limits: Limits) ->
         within(request.logprobs, codec.vocab_size, "logprobs", "tokens")
         entries = sum(sample.max_tokens for sample in samples) * (request.logprobs + 1)
         within(entries * _ENTRY_BYTES, limits.row_bytes, "logprobs", "bytes of log-probabilities")
-    metrics = await asyncio.to_thread(_Metrics, request)  # libraries are imported at first use
+    metrics = await Metrics.of(request, limits)
+    metrics.check([sample.max_tokens for sample in samples if sample.index == 0])
     return _events(request, model, samples, sum(map(len, prompts)), metrics)
 
 
 async def _events(
-    request: GenerateRequest, model: ServedModel, samples: list[_Sample], prompt_tokens: int, metrics: _Metrics
+    request: GenerateRequest, model: ServedModel, samples: list[_Sample], prompt_tokens: int, metrics: Metrics
 ) -> AsyncGenerator[Event, None]:
     generations = [_generation(request, model, sample) for sample in samples]
     with model.pair.ticket(sum(generation.cost for generation in generations)) as ticket:
@@ -135,8 +74,8 @@ async def _events(
             async for token in tokens:
                 yield Event("token", token, count)
                 count += 1
-    scores = await asyncio.to_thread(lambda: [metrics.scores(*pair) for pair in pairs])
-    overall = await asyncio.to_thread(metrics.overall, samples, generations, scores)
+    written = [Written(sample.prompt_index, each.text, each.logprobs) for sample, each in pairs]
+    scores, overall = await metrics.scores(written)
     results = [_result(request, *pair, found) for pair, found in zip(pairs, scores, strict=True)]
     response = GenerateResponse(
         id=new_id("gen"),
@@ -193,10 +132,3 @@ def _result(
         logprobs=logprobs,
         metrics=metrics,
     )
-
-
-def _perplexity(logprobs: list[float]) -> float | None:
-    try:
-        return finite(math.exp(-sum(logprobs) / len(logprobs)))
-    except OverflowError:
-        return None

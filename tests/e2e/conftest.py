@@ -20,6 +20,7 @@ def table_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "prompts": 3,
         "samples": 8,
         "text_chars": 500,
+        "reference_chars": 300,
         "body_seconds": 1,
     }
     document = {"pairs": [table_pair(folder, max_len=100)], "limits": limits}

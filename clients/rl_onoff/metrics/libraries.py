@@ -66,7 +66,8 @@ def _rouge(kind: str, parameter: str | None) -> Metric:
     def score(text: str, reference: str | None) -> float:
         return float(rouge.score(reference or "", text)[kind].fmeasure)
 
-    return Metric(kind if parameter is None else f"{kind}:stem", score)
+    pairwise = kind in ("rougeL", "rougeLsum")
+    return Metric(kind if parameter is None else f"{kind}:stem", score, pairwise=pairwise)
 
 
 @cache

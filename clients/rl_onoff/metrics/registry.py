@@ -43,7 +43,8 @@ class Metric:
 
     `score(text, reference)` is a finite number. A corpus value that is no mean (BLEU) has sufficient `statistics` of
     one text, which add up over texts, and `combine`, which makes the value of their sums. `binary`: the score is 0
-    or 1, and pass@k and majority votes make sense; `answer` is then what of a text is compared.
+    or 1, and pass@k and majority votes make sense; `answer` is then what of a text is compared. `pairwise`: each word
+    is compared with each of the reference, which takes time and memory in proportion.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Metric:
     answer: Callable[[str], str | None] | None = None
     statistics: Callable[[str, str | None], Sequence[float]] | None = None
     combine: Callable[[Sequence[float]], float] = field(default=_mean)
+    pairwise: bool = False
 
     def sums(self, text: str, reference: str | None) -> Sequence[float]:
         """What of this text adds up to a corpus value."""
