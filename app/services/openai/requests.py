@@ -13,7 +13,7 @@ from pydantic import Field, PlainValidator, model_validator
 
 from rl_onoff.kinds import AnyPolicy
 from rl_onoff.schemas import Message
-from rl_onoff.schemas.common import MAX_ENTRIES, MAX_IDS, MAX_INT, MAX_SEED, Request, Text, fault
+from rl_onoff.schemas.common import MAX_ENTRIES, MAX_IDS, MAX_INT, MAX_SEED, Request, Stop, fault
 
 #: What has no effect on an answer: names for OpenAI's own books.
 _IDLE: Final = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key", "service_tier", "store"})
@@ -76,7 +76,7 @@ class OpenAIRequest(Request):
     temperature: float = Field(default=1.0, ge=0, le=1e6)
     top_p: float = Field(default=1.0, gt=0, le=1)
     seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
-    stop: Annotated[list[Text], Field(fail_fast=True, max_length=256)] | Text | None = None
+    stop: Stop = None
     stream: bool = False
     stream_options: StreamOptions | None = None
 

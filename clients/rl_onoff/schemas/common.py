@@ -18,6 +18,9 @@ MIN_TEMPERATURE = 1e-4
 MAX_IDS = 1 << 20
 #: Prompts, items, messages or references in one request; what the service takes is less, and its limits say so.
 MAX_ENTRIES = 1 << 16
+#: Stop strings in one request, and characters of each: as much text as they are long is held back and searched.
+MAX_STOPS = 256
+MAX_STOP_CHARS = 4096
 #: The type of an error that names a `field` in its context: pydantic's own path ends where several fields meet.
 FIELD_ERROR = "field_error"
 
@@ -25,6 +28,8 @@ TokenId = Annotated[int, Field(ge=0, le=MAX_INT)]
 # Long lists stop at the first wrong entry: a million errors would cost more than any answer.
 Ids = Annotated[list[TokenId], Field(fail_fast=True, min_length=1, max_length=MAX_IDS)]
 Text = Annotated[str, StringConstraints(min_length=1)]
+StopText = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_CHARS)]
+Stop = Annotated[list[StopText], Field(fail_fast=True, max_length=MAX_STOPS)] | StopText | None
 
 #: A measure of given tokens, such as js or renyi:0.5.
 Measure = Annotated[str, OneOf((*MEASURES, *FAMILIES))]
@@ -69,9 +74,7 @@ class Sampling(Request):
     top_k: int = Field(default=0, ge=0, le=MAX_INT, description="0: off")
     min_p: float = Field(default=0.0, ge=0, le=1, description="relative to the most likely token")
     seed: int | None = Field(default=None, ge=0, le=MAX_SEED, description="default: drawn, and reported")
-    stop: Annotated[list[Text], Field(fail_fast=True, max_length=256)] | Text | None = Field(
-        default=None, description="generation ends before the first of these"
-    )
+    stop: Stop = Field(default=None, description="generation ends before the first of these")
     n: int = Field(default=1, ge=1, le=1024, description="samples per prompt")
     ignore_eos: bool = False
 
