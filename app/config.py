@@ -23,7 +23,7 @@ class Limits(Section):
 
     body_bytes: int = Field(default=16 << 20, ge=1)
     header_bytes: int = Field(default=32 << 10, ge=1)
-    body_seconds: float = Field(default=60, gt=0, description="for a request's body to arrive")
+    body_seconds: float = Field(default=60, gt=0, description="for a request's head to arrive, and for its body")
     request_seconds: float = Field(
         default=3600, gt=0, description="for a request to be answered; X-Request-Timeout may ask for less"
     )

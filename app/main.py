@@ -110,7 +110,8 @@ async def _serve(settings: Settings, listener: socket.socket, on_ready: Callable
     stop = _stop_signal(service.drain)
     try:
         await service.supervisor.start()
-        await _run(service, Server(app, settings.send_seconds), listener, on_ready, stop)
+        server = Server(app, settings.send_seconds, settings.limits.body_seconds)
+        await _run(service, server, listener, on_ready, stop)
     except OSError as error:
         raise LoadError(f"the service cannot go on: {error}") from error
     finally:

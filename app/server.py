@@ -1,4 +1,4 @@
-"""uvicorn, made to end: it stops when told to, and keeps no connection whose client stopped reading."""
+"""uvicorn, made to end: it stops when told to, and keeps no connection whose client stopped reading, or writing."""
 
 from __future__ import annotations
 
@@ -27,9 +27,12 @@ _CUT_SECONDS = 0.3
 
 
 class Server(uvicorn.Server):
-    """Serves `app`; `listening` is set once it does."""
+    """Serves `app`; `listening` is set once it does.
 
-    def __init__(self, app: FastAPI, stalled_seconds: float) -> None:
+    Connections are cut that read nothing for `stalled_seconds`, or have not sent a request's head in `head_seconds`.
+    """
+
+    def __init__(self, app: FastAPI, stalled_seconds: float, head_seconds: float) -> None:
         config = uvicorn.Config(
             app,
             log_config=None,
@@ -44,6 +47,9 @@ class Server(uvicorn.Server):
         self._stalled_seconds = stalled_seconds
         #: What waits in a connection's buffer, and since when exactly so much.
         self._unread: dict[asyncio.Transport, tuple[int, float]] = {}
+        self._head_seconds = head_seconds
+        #: Connections that owe the head of a request, the request they sent last, and since when they owe it.
+        self._headless: dict[asyncio.Transport, tuple[object, float]] = {}
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -52,6 +58,7 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if counter % 10 == 0:  # once a second
             self._cut_stalled()
+            self._cut_headless()
         return await super().on_tick(counter)
 
     async def finish(self, serving: asyncio.Task[None], seconds: float) -> None:
@@ -87,6 +94,23 @@ class Server(uvicorn.Server):
                 continue
             unread[transport] = (size, since if size == before else now)
         self._unread = unread
+
+    def _cut_headless(self) -> None:
+        """uvicorn waits for the first request of a connection, and for the rest of any head, as long as it takes."""
+        now = time.monotonic()
+        headless = {}
+        for connection in self.server_state.connections:
+            transport, last = connection.transport, getattr(connection, "cycle", None)
+            answering = last is not None and not last.response_complete
+            # The timer is uvicorn's own, and runs between two requests.
+            if transport is None or answering or getattr(connection, "timeout_keep_alive_task", None) is not None:
+                continue
+            before, since = self._headless.get(transport, (last, now))
+            if before is last and now - since >= self._head_seconds:
+                transport.abort()
+                continue
+            headless[transport] = (last, since if before is last else now)
+        self._headless = headless
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -174,6 +176,22 @@ def test_a_body_that_does_not_arrive(table_service: str) -> None:
             b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
         )
         assert slow.recv(100).startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize("before", [b"", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"])
+@pytest.mark.parametrize("sent", [b"", b"GET /health HTTP/1.1\r\nHost: x\r\nX-A:"])
+def test_a_head_that_does_not_arrive(table_service: str, before: bytes, sent: bytes) -> None:
+    url = httpx.URL(table_service)
+    with socket.create_connection((url.host, url.port or 80), timeout=7) as slow:
+        slow.sendall(before)
+        answer = b""
+        while before and not answer.endswith(b"}"):
+            answer += slow.recv(1000)
+        slow.sendall(sent)
+        begun = time.monotonic()
+        with contextlib.suppress(ConnectionResetError):
+            assert slow.recv(1000) == b""
+        assert time.monotonic() - begun > 0.9
 
 
 def test_headers_beyond_the_limit(http: httpx.Client) -> None:
