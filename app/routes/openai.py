@@ -5,6 +5,7 @@ Who may ask is decided before any route, by the middleware; here is nothing but 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Protocol
@@ -30,6 +31,7 @@ from app.services.openai.tokenizer import (
 )
 from app.sse import EventStream, begin
 from app.watch import attended
+from rl_onoff.errors import WorkerUnavailable
 
 router = APIRouter(route_class=StrictRoute, tags=["OpenAI"])
 
@@ -124,7 +126,8 @@ async def get_models(service: ServiceDep) -> ModelList:
 async def get_model(model: str, service: ServiceDep) -> ModelEntry:
     known = {card["id"]: card for card in cards(service.registry)}
     if model not in known:
-        await resolve(model, None, service.registry, 0)
+        with contextlib.suppress(WorkerUnavailable):  # a name all the same
+            await resolve(model, None, service.registry, 0)
     return _entry(known.get(model, {"id": model}), service)
 
 
@@ -133,15 +136,18 @@ def _entry(card: dict[str, Any], service: Service) -> ModelEntry:
 
 
 @router.post("/tokenize", responses=PROBLEMS, summary="A text as token ids")
-async def post_tokenize(body: TokenizeRequest, service: ServiceDep) -> TokenizeResponse:
-    return await tokenizer.tokenize(body, service.registry, service.settings.resume_seconds)
+async def post_tokenize(body: TokenizeRequest, request: Request, service: ServiceDep) -> TokenizeResponse:
+    answer = tokenizer.tokenize(body, service.registry, service.settings.resume_seconds)
+    return await attended(answer, request, service.drain)
 
 
 @router.post("/detokenize", responses=PROBLEMS, summary="Token ids as a text")
-async def post_detokenize(body: DetokenizeRequest, service: ServiceDep) -> DetokenizeResponse:
-    return await tokenizer.detokenize(body, service.registry, service.settings.resume_seconds)
+async def post_detokenize(body: DetokenizeRequest, request: Request, service: ServiceDep) -> DetokenizeResponse:
+    answer = tokenizer.detokenize(body, service.registry, service.settings.resume_seconds)
+    return await attended(answer, request, service.drain)
 
 
 @router.get("/tokenizer_info", responses=PROBLEMS, summary="Special tokens and the chat template")
-async def get_tokenizer_info(service: ServiceDep, model: str | None = None) -> dict[str, Any]:
-    return await tokenizer.tokenizer_info(model, service.registry, service.settings.resume_seconds)
+async def get_tokenizer_info(request: Request, service: ServiceDep, model: str | None = None) -> dict[str, Any]:
+    answer = tokenizer.tokenizer_info(model, service.registry, service.settings.resume_seconds)
+    return await attended(answer, request, service.drain)

@@ -97,6 +97,21 @@ def test_a_plain_request_outlives_its_worker(survivor: RunningService, to_surviv
     ready_again(survivor, to_survivor)
 
 
+def test_who_asks_for_the_tokenizer_is_answered_in_time(survivor: RunningService, to_survivor: httpx.Client) -> None:
+    """While the worker starts again: too late for what needs it, and what does not is told."""
+    os.kill(survivor.workers[0], signal.SIGKILL)
+    survivor.wait_for(lambda: to_survivor.get("/ready").status_code == 503)
+    hurried = {"X-Request-Timeout": "0.05"}
+    assert to_survivor.post("/tokenize", json={"prompt": "a"}, headers=hurried).status_code == 504
+    assert to_survivor.post("/detokenize", json={"tokens": [0]}, headers=hurried).status_code == 504
+    assert to_survivor.get("/tokenizer_info", headers=hurried).status_code == 504
+    found = to_survivor.get("/v1/models/switch:js>0.1")
+    assert (found.status_code, found.json()["id"]) == (200, "switch:js>0.1")
+    assert to_survivor.get("/v1/models/switch:js").status_code == 404
+    assert to_survivor.get("/ready").status_code == 503  # all that was before its successor came
+    ready_again(survivor, to_survivor)
+
+
 def test_a_hung_worker_is_killed_and_replaced(survivor: RunningService, to_survivor: httpx.Client) -> None:
     ready_again(survivor, to_survivor)
     (worker,) = survivor.workers
