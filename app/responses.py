@@ -1,4 +1,4 @@
-"""Large answers: written beside the event loop, or never joined in memory."""
+"""Large answers: written in pieces, and never joined in memory."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.record import current
-from app.services.beside import beside
 from app.services.drain import Drain
+from app.services.json_parts import parts, pieces
 from app.watch import disconnected
 from rl_onoff.errors import ShuttingDown
 
 _PIECE = 1 << 20
 
 
-async def json_response(model: BaseModel, values: int, *, exclude_unset: bool = False) -> Response:
-    """The model, which holds about so many values, as JSON. Returned from a route it would be written on the event
-    loop, and other streams would wait."""
-    content = await beside(values, lambda: model.model_dump_json(by_alias=True, exclude_unset=exclude_unset))
-    return Response(content, media_type="application/json")
+async def json_response(model: BaseModel, *, exclude_unset: bool = False) -> Response:
+    """The model as JSON. Returned from a route it would be written at once, and other streams would wait."""
+    body = [part async for part in parts(pieces(model, exclude_unset=exclude_unset))]
+    return (
+        PartsResponse(body, "application/json") if len(body) > 1 else Response(body[0], media_type="application/json")
+    )
 
 
 class PartsResponse(Response):

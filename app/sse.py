@@ -22,6 +22,7 @@ from app.errors import problem
 from app.record import current
 from app.services.drain import Drain
 from app.services.events import Sendable
+from app.services.json_parts import parts
 from app.watch import ClientStalled, disconnected
 from rl_onoff.errors import InternalError, OnOffError, ShuttingDown
 
@@ -85,6 +86,8 @@ class EventStream(Response):
         self._emitted = emitted
         self._superseded = superseded or asyncio.Event()
         self._ended = self._whole = False  # the last event: begun, and out
+        self._inside = False  # an event that goes out in parts
+        self._turn = asyncio.Lock()  # to write a whole event
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def write(data: bytes) -> None:
@@ -114,8 +117,10 @@ class EventStream(Response):
             raise outcomes[0]
         if self._superseded.is_set() and not self._ended:
             raise ClientStalled("its stream goes on in another connection")
+        over = ShuttingDown("the service is shutting down") if ended else record.too_late()
+        if self._inside:
+            raise over  # nothing else can follow: the connection is cut
         if not self._ended:
-            over = ShuttingDown("the service is shutting down") if ended else record.too_late()
             await write(self._error(over, scope))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -126,7 +131,11 @@ class EventStream(Response):
                 async for event in events:
                     self._emitted += event.name == "token"
                     self._ended = event.name == "done"
-                    await write(event.encode())
+                    async with self._turn:
+                        if event.long:
+                            await self._in_parts(event, write)
+                        else:
+                            await write(event.encode())
                     self._whole = self._ended
                     if event.name == "token":
                         record.token_sent()
@@ -135,6 +144,8 @@ class EventStream(Response):
         except ClientStalled:
             raise  # nothing more can be sent
         except Exception:
+            if self._inside:
+                raise
             logger.exception("request %s failed in its stream", scope["state"]["request_id"])
             final = InternalError("the service failed on this request; its log tells why under this request id")
         else:
@@ -142,6 +153,12 @@ class EventStream(Response):
         if not self._ended:
             await write(self._error(final, scope))
             self._whole = True
+
+    async def _in_parts(self, event: Sendable, write: Any) -> None:
+        self._inside = True
+        async for part in parts(event.pieces()):
+            await write(part)
+        self._inside = False
 
     def _error(self, error: OnOffError, scope: Scope) -> bytes:
         self._ended = True
@@ -156,4 +173,5 @@ class EventStream(Response):
         with contextlib.suppress(ClientStalled):
             while True:
                 await asyncio.sleep(self._settings.ping_seconds)
-                await write(_PING)
+                async with self._turn:
+                    await write(_PING)

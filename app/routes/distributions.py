@@ -38,6 +38,6 @@ async def post_distributions(body: DistributionsRequest, request: Request, servi
         scores = await score(body, service.registry, limits, frames, binary=binary)
         if binary:
             return PartsResponse(scores.as_safetensors(), media_type=MEDIA_TYPE)
-        return await json_response(await beside(scores.values, scores.as_json), scores.values)
+        return await json_response(await beside(scores.values, scores.as_json))
 
     return await attended(answer(), request, service.drain)

@@ -8,7 +8,7 @@ from app.body import StrictRoute
 from app.deps import ServiceDep
 from app.responses import json_response
 from app.routes.problems import PROBLEMS
-from app.services.divergence import measure, values
+from app.services.divergence import measure
 from app.watch import attended
 from rl_onoff.schemas import DivergenceRequest, DivergenceResponse
 
@@ -27,6 +27,6 @@ async def post_divergence(body: DivergenceRequest, request: Request, service: Se
     async def answer() -> Response:
         frames = service.cache.open(request.headers.get("cache-control"))
         response = await measure(body, service.registry, service.settings.limits, frames)
-        return await json_response(response, values(response))
+        return await json_response(response)
 
     return await attended(answer(), request, service.drain)

@@ -61,9 +61,6 @@ _STREAM_OR_ERRORS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/ev
 class _Checked(Protocol):
     """A request that can be answered either way."""
 
-    @property
-    def values(self) -> int: ...
-
     async def whole(self) -> BaseModel: ...
 
     def stream(self) -> AsyncGenerator[Chunk, None]: ...
@@ -83,8 +80,7 @@ async def _answer(
     async def answer() -> Response:
         checked = await check()
         if not stream:
-            whole = await checked.whole()
-            return await json_response(whole, checked.values, exclude_unset=True)
+            return await json_response(await checked.whole(), exclude_unset=True)
         chunks = await begin(checked.stream(), service.settings.ping_seconds)
         return ChunkStream(chunks, settings=service.settings, drain=service.drain)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Request
+from fastapi import APIRouter, Header, Request, Response
 
 from app.body import StrictRoute
 from app.deps import ServiceDep
+from app.responses import json_response
 from app.routes.problems import PROBLEMS
 from app.services import switch
 from app.services.events import result
@@ -34,7 +35,7 @@ router = APIRouter(route_class=StrictRoute, tags=["generation"])
 )
 async def post_switch_generate(
     body: SwitchRequest, request: Request, service: ServiceDep, last_event_id: LastEventId = ""
-) -> SwitchResponse | EventStream:
+) -> Response:
     """With `stream: true`: `token` events, each change of the lead as a `switch` event before the token it applies
     to, then one `done` (the response) or `error`."""
     settings = service.settings
@@ -55,7 +56,9 @@ async def post_switch_generate(
             superseded=opened.superseded,
         )
 
-    async def whole() -> SwitchResponse:
-        return await result((await switch.prepare(body, service.registry)).events(), SwitchResponse)
+    async def whole() -> Response:
+        return await json_response(
+            await result((await switch.prepare(body, service.registry)).events(), SwitchResponse)
+        )
 
     return await attended(stream() if body.stream else whole(), request, service.drain)

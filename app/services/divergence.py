@@ -67,11 +67,6 @@ async def measure(
     return await beside(size, lambda: _response(request, served, jobs, columns, floor, frames.use))
 
 
-def values(response: DivergenceResponse) -> int:
-    """How many it holds, about."""
-    return sum(_values(len(item.token_ids), len(item.values), item.summary is not None) for item in response.items)
-
-
 def _values(positions: int, measures: int, summary: bool) -> int:
     return positions * (2 + measures) + _SUMMARY * summary
 

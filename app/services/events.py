@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
+from app.services.json_parts import pieces
 from rl_onoff.errors import InternalError, InvalidField
 from rl_onoff.schemas import Response
 
@@ -48,12 +49,18 @@ BEGINNING = Place(0)
 
 
 class Sendable(Protocol):
-    """One event of a stream; a `done` ends it."""
+    """One event of a stream, encoded as ASCII, since some clients break lines at U+2028 too; a `done` ends it."""
 
     @property
     def name(self) -> Kind: ...
 
+    @property
+    def long(self) -> bool:
+        """Whether it may take long to encode, so that this is to be done in pieces."""
+
     def encode(self) -> bytes: ...
+
+    def pieces(self) -> Iterator[bytes]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +71,26 @@ class Event:
     data: Response | str
     id: int | str | None = None
 
+    @property
+    def long(self) -> bool:
+        return self.name == "done"
+
     def encode(self) -> bytes:
-        """As a server-sent event: ASCII, since some clients break lines at U+2028 too."""
         if isinstance(self.data, str):
             return f": {self.data}\n\n".encode("ascii")
-        lines = f"event: {self.name}\n" + (f"id: {self.id}\n" if self.id is not None else "")
-        return f"{lines}data: {self.data.model_dump_json(by_alias=True, ensure_ascii=True)}\n\n".encode()
+        return f"{self._head}{self.data.model_dump_json(by_alias=True, ensure_ascii=True)}\n\n".encode()
+
+    def pieces(self) -> Iterator[bytes]:
+        if isinstance(self.data, str):
+            yield self.encode()
+            return
+        yield self._head.encode()
+        yield from pieces(self.data, ensure_ascii=True)
+        yield b"\n\n"
+
+    @property
+    def _head(self) -> str:
+        return f"event: {self.name}\n" + (f"id: {self.id}\n" if self.id is not None else "") + "data: "
 
 
 async def result(events: AsyncGenerator[Event, None], kind: type[R]) -> R:

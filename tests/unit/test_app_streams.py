@@ -20,8 +20,8 @@ from app.services.drain import Drain
 from app.services.events import Event
 from app.services.interleave import interleave
 from app.sse import EventStream, begin
-from rl_onoff.errors import ShuttingDown, WorkerLost
-from rl_onoff.schemas import HealthResponse
+from rl_onoff.errors import DeadlineExceeded, ShuttingDown, WorkerLost
+from rl_onoff.schemas import HealthResponse, Response
 
 SCOPE: dict[str, Any] = {"type": "http", "path": "/p", "state": {"request_id": "r"}}
 
@@ -214,3 +214,45 @@ async def test_closing_ends_all() -> None:
     await anext(merged)
     await merged.aclose()
     assert not running
+
+
+class Long(Response):
+    values: list[int]
+
+
+async def last(seconds: float | None, ping_seconds: float) -> tuple[Client, int]:
+    """What a client gets whose stream ends with a long event, and how many turns others had meanwhile."""
+    turns = 0
+
+    async def source() -> AsyncGenerator[Event, None]:
+        yield Event("token", HealthResponse(), 0)
+        yield Event("done", Long(values=[5] * 3_000_000))
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    begin_record(Record(begun=asyncio.get_running_loop().time(), seconds=seconds))
+    client, watching = Client(), asyncio.create_task(others())
+    stream = EventStream(source(), settings=Settings(ping_seconds=ping_seconds), drain=Drain())
+    try:
+        await stream(SCOPE, client.receive, client.send)
+    finally:
+        watching.cancel()
+    return client, turns
+
+
+async def test_a_long_event_leaves_others_their_turns_and_stays_whole() -> None:
+    client, turns = await last(None, 0.001)
+    assert turns > 1000
+    text = b"".join(message.get("body", b"") for message in client.sent).decode()
+    done = next(part for part in text.split("\n\n") if part.startswith("event: done"))
+    assert len(json.loads(done.partition("data: ")[2])["values"]) == 3_000_000
+    assert client.ended
+
+
+async def test_a_long_event_that_is_too_late_is_no_end() -> None:
+    with pytest.raises(DeadlineExceeded):  # the server cuts the connection
+        await last(0.02, 15)

@@ -35,14 +35,9 @@ class Chats:
         self._request = request
         self._running = running
 
-    @property
-    def values(self) -> int:
-        """Of a finished answer, about."""
-        return self._running.values
-
     async def whole(self) -> ChatCompletion:
         await self._running.finish()
-        return await beside(self.values, self._completion)
+        return await beside(self._running.values, self._completion)
 
     async def stream(self) -> AsyncGenerator[Chunk, None]:
         async with aclosing(self._running.events()) as events:

@@ -26,14 +26,9 @@ class Completions:
         self._running = running
         self._codec = running.codec
 
-    @property
-    def values(self) -> int:
-        """Of a finished answer, about."""
-        return self._running.values
-
     async def whole(self) -> Completion:
         await self._running.finish()
-        return await beside(self.values, self._completion)
+        return await beside(self._running.values, self._completion)
 
     async def stream(self) -> AsyncGenerator[Chunk, None]:
         async with aclosing(self._running.events()) as events:
@@ -43,7 +38,7 @@ class Completions:
                 elif event == "end":
                     yield self._chunk(self._end(choice))
                 elif self._request.echo:
-                    yield self._chunk(await asyncio.to_thread(self._echo, choice))
+                    yield self._chunk(await asyncio.to_thread(self._echo, choice), long=True)
         if self._request.include_usage:
             yield Chunk("token", self._body([], usage=self._running.usage()))
         yield Chunk("done", None)
@@ -98,9 +93,9 @@ class Completions:
             **summary,
         )
 
-    def _chunk(self, choice: CompletionChoice) -> Chunk:
+    def _chunk(self, choice: CompletionChoice, *, long: bool = False) -> Chunk:
         usage = {"usage": None} if self._request.include_usage else {}
-        return Chunk("token", self._body([choice], **usage))
+        return Chunk("token", self._body([choice], **usage), long)
 
     def _body(self, choices: list[CompletionChoice], **usage: Usage | None) -> Completion:
         return Completion(**self._running.head, object="text_completion", choices=choices, **usage)

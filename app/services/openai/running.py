@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +18,7 @@ from app.services.gate import Ticket, cost
 from app.services.generation import Generation, total_usage
 from app.services.ids import new_id
 from app.services.interleave import interleave
+from app.services.json_parts import pieces
 from app.services.openai.answers import SwitchSummary, Usage
 from app.services.openai.loglikelihood import Loglikelihood, loglikelihood, scoring_job
 from app.services.openai.names import Switched, Target
@@ -67,12 +68,21 @@ class Chunk:
 
     name: Literal["token", "done"]
     body: BaseModel | None
+    long: bool = False
 
     def encode(self) -> bytes:
-        """ASCII; `[DONE]` ends a stream."""
+        """`[DONE]` ends a stream."""
         if self.body is None:
             return b"data: [DONE]\n\n"
         return f"data: {self.body.model_dump_json(by_alias=True, exclude_unset=True, ensure_ascii=True)}\n\n".encode()
+
+    def pieces(self) -> Iterator[bytes]:
+        if self.body is None:
+            yield self.encode()
+            return
+        yield b"data: "
+        yield from pieces(self.body, exclude_unset=True, ensure_ascii=True)
+        yield b"\n\n"
 
 
 #: A choice begins (its prompt has been scored, where that was asked for), gets a token, and ends.
