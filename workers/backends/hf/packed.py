@@ -1,9 +1,9 @@
 """Linear layers whose weights lie in memory as the processor's kernels read them.
 
 A kernel wants a matrix in blocks of its own; given rows of a checkpoint it copies all of it, at every product. Packed
-once, when a model is loaded, a product with 1 to 64 rows takes a half to three quarters of the time, in float32 and in
-bfloat16. And kernels of packed weights add up in one order, however many the rows. These are oneDNN's prepacked
-weights, by the operators that torch.compile uses for frozen models. Measured: `python -m benchmarks.products`.
+once, when a model is loaded, a product with a few rows takes a quarter to three quarters of the time. And kernels of
+packed weights add up in one order, however many the rows. These are oneDNN's prepacked weights, by the operators that
+torch.compile uses for frozen models. Measured: docs/divergence.md, `python -m benchmarks.products`.
 """
 
 from __future__ import annotations
