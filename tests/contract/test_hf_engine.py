@@ -227,12 +227,12 @@ async def test_generation_goes_on_beside_long_computations(llama: Case) -> None:
         computed[0] += 1
 
     engine: Any = llama.pair.a.engine  # type: ignore[attr-defined]
-    waiting = [asyncio.create_task(engine.compute(long)) for _ in range(100)]
+    waiting = [asyncio.create_task(engine.compute(long)) for _ in range(300)]
     await asyncio.sleep(0)
     await tokens(llama, Generate("a", llama.prompt(8), 10, GREEDY, ignore_eos=True))
-    assert computed[0] < 60
+    assert computed[0] < 200
     await asyncio.gather(*waiting)
-    assert computed[0] == 100
+    assert computed[0] == 300
 
 
 def test_attention_that_counts_from_the_end_of_the_keys_is_refused(tmp_path: Path) -> None:
