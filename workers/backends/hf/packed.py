@@ -78,7 +78,8 @@ def pack(model: Any) -> None:
         for parent, name, layer in places:
             setattr(parent, name, layer)
         return
-    places.clear()  # from here on only the layers hold their plain weights, and each gives them up in its turn
+    places.clear()
+    del layer  # from here on only the packed layers hold plain weights, and each gives them up in its turn
     for module in model.modules():
         if isinstance(module, PackedLinear):
             module.pack()
