@@ -66,7 +66,7 @@ class Pace:
         self.lead = lead
         if self.fixed:
             return "a", min(self.fixed, most)
-        side, count = self.paces.plan()
+        side, count = self.paces.plan(self)
         return _role(side, self.swapped), min(count, most)
 
     def timed(self, drafter: Lead, count: int, drafting: float, judging: float) -> None:
@@ -88,8 +88,8 @@ class Paces:
 
     #: Requests that began a round by another plan are out of step: a plan is left only for one cheaper by this factor.
     WORTH: Final = 1.05
-    #: Of plans that cost about the same the shortest draft is taken: requests whose drafts break get out of step, and
-    #: at the end of a text a draft is cut, all the more the longer drafts are.
+    #: Of plans that cost several requests about the same the shortest draft is taken: theirs end at the end of a text,
+    #: each at another place, and the longer drafts are, the fewer passes they share there.
     ALIKE: Final = 1.02
     #: Policies whose breaks are remembered.
     KEPT: Final = 64
@@ -100,6 +100,7 @@ class Paces:
         self._judging = 0.0  # seconds a position
         self._running: list[Pace] = []
         self._last: tuple[Lead, int] | None = None
+        self._follow: set[Pace] = set()  # who began a round by it
         self._known: OrderedDict[bytes, Breaks] = OrderedDict()
 
     @asynccontextmanager
@@ -112,21 +113,29 @@ class Paces:
             yield pace
         finally:
             self._running.remove(pace)
+            self._follow.discard(pace)
             pace.breaks.running -= 1
 
     def judged(self, positions: int, seconds: float) -> None:
         each = seconds / positions
         self._judging = each if self._judging == 0.0 else 0.9 * self._judging + 0.1 * min(each, 4 * self._judging)
 
-    def plan(self) -> tuple[Lead, int]:
-        """The pair's model that drafts, and how far."""
+    def plan(self, pace: Pace) -> tuple[Lead, int]:
+        """The pair's model that drafts, and how far, in the round that a request begins.
+
+        Those that begin theirs together get the same answer: it is thought over when a request asks again.
+        """
+        if self._last is not None and self._follow and pace not in self._follow:
+            self._follow.add(pace)
+            return self._last
+        self._follow = {pace}
         alike = Counter((pace.breaks, pace.lead, pace.swapped) for pace in self._running)
         choices = {
             (side, n): cost for side in LEADS for n in LENGTHS if (cost := self._cost(side, n, alike)) is not None
         }
         if not choices:
             return _role("a", self._running[0].swapped), 4
-        bound = self.ALIKE * min(choices.values())
+        bound = min(choices.values()) * (self.ALIKE if len(self._running) > 1 else 1)
         best = min((choice for choice, cost in choices.items() if cost <= bound), key=lambda choice: choice[1])
         if self._last is None or choices.get(self._last, math.inf) > self.WORTH * choices[best]:
             self._last = best

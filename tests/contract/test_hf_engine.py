@@ -17,8 +17,6 @@ from tests.contract.conftest import Case, spec
 from tests.contract.test_backend import GREEDY, gap, tokens
 from workers.backends import load_pair
 from workers.backends.base import bulk
-from workers.backends.hf.calls import RowsCall
-from workers.backends.hf.engine import _may_wait
 from workers.backends.hf.invariant import make_invariant
 from workers.backends.hf.slots import SlotCache, _SlotLayer
 from workers.host import answer
@@ -140,22 +138,6 @@ async def test_a_draw_that_fails_fails_alone(llama: Case, monkeypatch: Any, wort
     jobs = [SwitchGenerate(llama.prompt(5), 10, SamplingParams(seed=i), policy, ignore_eos=True) for i in range(4)]
     results = await asyncio.gather(*(tokens(llama, job) for job in jobs), return_exceptions=True)
     assert [isinstance(result, RuntimeError) for result in results] == [False, False, True, False]
-
-
-def test_only_the_judge_of_a_draft_waits_and_no_longer_than_the_draft_took() -> None:
-    def call(length: int, start: int, waited: int = 0) -> RowsCall:
-        made = RowsCall(Any, Any, [3] * length, start, False, Any)  # type: ignore[arg-type]
-        made.waited = waited
-        return made
-
-    judge = call(40, 37)  # four rows: it judges a draft of four
-    assert _may_wait(judge, 4, rests=[2, 9])
-    assert not _may_wait(judge, 4, rests=[])  # nobody drafts
-    assert not _may_wait(judge, 4, rests=[5, 16])  # all drafts there are take longer
-    assert not _may_wait(call(40, 37, waited=4), 4, rests=[1])  # it has waited as long as it may
-    assert not _may_wait(call(40, 40), 1, rests=[1])  # a single new token
-    assert not _may_wait(call(40, 40), 30, rests=[1])  # a prefill
-    assert not _may_wait(call(400, 1), 400, rests=[1])  # a score
 
 
 async def test_a_context_is_never_exceeded(llama: Case) -> None:

@@ -62,6 +62,33 @@ async def test_never_much_dearer_than_token_by_token() -> None:
             assert await run(a, b, job(), breaks, 8) < 1.05 * lockstep
 
 
+async def test_rounds_that_begin_together_follow_one_plan() -> None:
+    """Also where what the first of them has just learned speaks for another."""
+    paces = Paces({"a": costs(1, 0.01), "b": costs(1, 0.01)})
+    async with AsyncExitStack() as stack:
+        first, second = [await stack.enter_async_context(paces.running(job())) for _ in range(2)]
+        plan = first.choose("a", 100)
+        for _ in range(50):
+            first.breaks.walked("a", "a", 1, False)
+        assert second.choose("a", 100) == plan
+        changed = first.choose("a", 100)
+        assert changed[1] < plan[1]
+        assert second.choose("a", 100) == changed
+
+
+async def test_a_request_alone_follows_nobody_who_is_gone() -> None:
+    paces = Paces({"a": costs(1, 0.01), "b": costs(1, 0.01)})
+    breaking = job(policy={"kind": "always_b"})
+    async with paces.running(breaking) as pace:
+        for _ in range(50):
+            pace.breaks.walked("a", "a", 1, False)
+        assert pace.choose("a", 100)[1] < 4
+    async with paces.running(job()) as pace:
+        for _ in range(50):
+            pace.breaks.walked("a", "a", 8, True)
+        assert pace.choose("a", 100)[1] > 8
+
+
 async def test_b_may_draft_where_it_leads() -> None:
     paces = Paces({"a": costs(1, 0.01), "b": costs(1, 0.01)})
     async with paces.running(job()) as pace:

@@ -19,8 +19,16 @@ from workers.wire import SamplingParams
 class BatchedModel(Protocol):
     """A model that can run calls of one shape as one forward pass. Used in the engine's thread alone."""
 
+    @property
+    def pass_tokens(self) -> int:
+        """How many new tokens a pass of long calls may have, unless one call has more."""
+        ...
+
     def shape(self, call: RowsCall) -> int:
-        """Plan the call's next pass. Calls of equal shape share it; 1 is a single new token."""
+        """Plan the call's next pass. Calls of equal shape can share it; 1 is a single new token.
+
+        Its absolute value is how many tokens of the call the pass has, filled up.
+        """
         ...
 
     def forward(self, calls: list[RowsCall]) -> list[torch.Tensor]:

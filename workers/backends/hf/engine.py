@@ -82,7 +82,7 @@ class Engine:
     def _run(self) -> None:
         pending: list[RowsCall] = []
         bulk: list[ComputeCall] = []  # one a turn, after the pass: nobody's next token waits for it
-        answered = 0  # computations just handed back: what they lead to is worth waiting for
+        answered = 0  # calls just handed back: what they lead to is worth waiting for
         with torch.inference_mode():
             while True:
                 fresh, end = self._take(len(pending) + len(bulk), answered)
@@ -95,12 +95,13 @@ class Engine:
                 self._deliver([(call.future, *_attempt(call.run)) for call in computes])
                 answered = len(computes)
                 pending = [call for call in pending if not call.future.cancelled()]
-                if pending and not answered and not self._lost.done():
-                    pending = self._step(pending)
                 bulk = [call for call in bulk if not call.future.cancelled()]
-                if bulk and not answered and not self._lost.done():
-                    call = bulk.pop(0)
-                    self._deliver([(call.future, *_attempt(call.run))])
+                if not answered and not self._lost.done():
+                    if pending:
+                        pending, answered = self._step(pending)
+                    if bulk:
+                        call = bulk.pop(0)
+                        self._deliver([(call.future, *_attempt(call.run))])
                 if self._lost.done():
                     self._refuse([*pending, *bulk])
                     return
@@ -108,8 +109,8 @@ class Engine:
     def _take(self, pending: int, answered: int) -> tuple[list[Call], bool]:
         """All calls there are, and whether the end has come.
 
-        With nothing pending it waits for a first one; then, or after computations were answered, a moment for as many
-        as sequences are in flight, or they would drift apart into ever smaller batches.
+        With nothing pending it waits for a first one; then, or after calls were answered, a moment for as many as
+        sequences are in flight, or they would drift apart into ever smaller batches.
         """
         calls: list[Call] = []
         deadline = time.monotonic() + _GATHER if answered else 0.0
@@ -128,9 +129,14 @@ class Engine:
                 return calls, True
             calls.append(call)
 
-    def _step(self, pending: list[RowsCall]) -> list[RowsCall]:
-        """One pass for every shape among the calls; those that need more passes come back."""
+    def _step(self, pending: list[RowsCall]) -> tuple[list[RowsCall], int]:
+        """One pass for every shape of short calls, and of each model one of long ones; those that need more come back.
+
+        So who decodes waits for one prefill at a time, and prefills take turns. Also returned: of how many drafts that
+        are complete now others await the judging.
+        """
         groups: dict[tuple[int, int], list[RowsCall]] = defaultdict(list)
+        long: dict[int, int] = {}  # the shape of each model's pass of long calls
         unfinished: list[RowsCall] = []
         finished: list[Settled] = []
         rests = [call.remaining for call in pending if isinstance(call, DraftCall)]
@@ -140,6 +146,8 @@ class Engine:
                 finished.append((call.future, None, error))
             elif _may_wait(call, shape, rests):
                 call.waited += 1
+                unfinished.append(call)
+            elif abs(shape) > _JUDGED and not _has_room(groups, call, long.setdefault(id(call.model), shape), shape):
                 unfinished.append(call)
             else:
                 groups[id(call.model), shape].append(call)
@@ -160,7 +168,10 @@ class Engine:
                 else:
                     finished.append((call.future, answer, own))
         self._deliver(finished)
-        return unfinished
+        drafted = sum(isinstance(call, DraftCall) for call in pending) - sum(
+            isinstance(call, DraftCall) for call in unfinished
+        )
+        return unfinished, drafted if any(call.waited for call in unfinished) else 0
 
     def _refuse(self, calls: Sequence[Call]) -> None:
         """These calls and all that are waiting."""
@@ -191,6 +202,12 @@ class Engine:
             results[0][0].get_loop().call_soon_threadsafe(settle)
         if broken:
             self._lost.set_result(lost)
+
+
+def _has_room(groups: dict[tuple[int, int], list[RowsCall]], call: RowsCall, chosen: int, shape: int) -> bool:
+    """Whether a pass of long calls of shape `chosen` can take one of `shape`, too."""
+    beside = len(groups[id(call.model), chosen])
+    return shape == chosen and (beside + 1) * abs(shape) <= max(abs(shape), call.model.pass_tokens)
 
 
 def _may_wait(call: RowsCall, shape: int, rests: list[int]) -> bool:
