@@ -1,7 +1,8 @@
 """Switched generation: lookahead against lock-step, each model alone, transformers' own loop, and naive recomputation.
 
-    python -m benchmarks.lookahead --ratio 1 4 --shares 0.02 0.1 --batch 1 8 > docs/lookahead.jsonl
+    GOMP_SPINCOUNT=5000 python -m benchmarks.lookahead --ratio 1 4 --shares 0.02 0.1 --batch 1 8 > docs/lookahead.jsonl
 
+The environment is the one a worker is started with where it is the only one (`workers.launch.local`).
 Every round runs each contender once, one after the other; what is reported is the median over rounds of the ratio to
 lock-step in the same round, so a machine that slows down slows both. Switched runs that differ from lock-step are
 counted.
@@ -17,8 +18,10 @@ import statistics
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -32,7 +35,7 @@ from workers.memory import keep_freed_memory
 from workers.wire import Generate, ModelSpec, SamplingParams, SwitchGenerate, Tokens, WorkerSpec
 
 PROMPT_TOKENS = 32
-Runs = list[tuple[list[int], str]]
+T = TypeVar("T")
 
 
 def prompts(count: int) -> list[list[int]]:
@@ -51,6 +54,12 @@ async def run(pair: Pair, job: Any) -> tuple[list[int], str, list[float], Any]:
             values += frame.values.get("js", [])
             usage = frame.usage
     return ids, leads, values, usage
+
+
+def apart(work: Callable[[], T]) -> T:
+    """In a thread that ends: one that stays keeps OpenMP's threads; with more of them than processors none spins."""
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(work).result()
 
 
 class ForwardClock:
@@ -74,7 +83,7 @@ class ForwardClock:
 
 
 class Bench:
-    def __init__(self, pair: Pair, strict: Pair, plain_a: Any, plain_b: Any, batch: int, tokens: int) -> None:
+    def __init__(self, pair: Pair, strict: Pair | None, plain_a: Any, plain_b: Any, batch: int, tokens: int) -> None:
         self.pair, self.strict, self.plain = pair, strict, (plain_a, plain_b)
         self.clock = ForwardClock(pair)
         self.prompts, self.tokens = prompts(batch), tokens
@@ -117,15 +126,16 @@ class Bench:
         return await asyncio.gather(*(run(self.pair, job) for job in jobs))
 
     async def transformers(self) -> None:
-        """A alone by `generate`, which samples with torch.multinomial."""
-        await asyncio.to_thread(
-            self.plain[0].generate,
-            torch.tensor(self.prompts),
-            attention_mask=torch.ones(len(self.prompts), PROMPT_TOKENS, dtype=torch.long),
-            max_new_tokens=self.tokens,
-            do_sample=True,
-            top_k=0,
-            pad_token_id=0,
+        """A alone by `generate`, which samples with torch.multinomial; in the thread that has OpenMP's threads."""
+        await self.pair.compute(
+            lambda: self.plain[0].generate(
+                torch.tensor(self.prompts),
+                attention_mask=torch.ones(len(self.prompts), PROMPT_TOKENS, dtype=torch.long),
+                max_new_tokens=self.tokens,
+                do_sample=True,
+                top_k=0,
+                pad_token_id=0,
+            )
         )
 
     async def naive(self) -> None:
@@ -141,7 +151,7 @@ class Bench:
                     ]
                     ids = torch.cat([ids, rows[0].argmax(-1, keepdim=True)], 1)
 
-        await asyncio.to_thread(recompute)
+        await self.pair.compute(recompute)
 
 
 async def measure(bench: Bench, rounds: int, full: bool) -> dict[str, Any]:
@@ -160,6 +170,9 @@ async def measure(bench: Bench, rounds: int, full: bool) -> dict[str, Any]:
         contenders |= {
             "transformers_a": bench.transformers,
             "naive": bench.naive,
+        }
+    if bench.strict is not None:
+        contenders |= {
             "strict_lockstep": lambda: bench.switched(0, bench.strict),
             "strict_adaptive": lambda: bench.switched(None, bench.strict),
         }
@@ -219,14 +232,20 @@ async def main(options: argparse.Namespace) -> None:
         for share in options.shares:
             with tempfile.TemporaryDirectory() as name:
                 folder = Path(name)
-                build(folder, layers=options.layers, hidden=options.hidden, ratio=ratio, triggers=share, dtype=dtype)
+                shape = {"layers": options.layers, "hidden": options.hidden, "ratio": ratio}
+                apart(partial(build, folder, **shape, triggers=share, dtype=dtype))
                 sides = [ModelSpec(side, str(folder / side), device=options.device) for side in "ab"]
                 pair, strict = (
                     load_pair(WorkerSpec("bench", "hf", "", *sides, sequences=max(options.batch), options=extra))
-                    for extra in ({}, {"strict": True})
+                    if wanted
+                    else None
+                    for extra, wanted in (({}, True), ({"strict": True}, options.strict))
                 )
+                assert pair is not None
                 plain = [
-                    AutoModelForCausalLM.from_pretrained(folder / side, dtype=dtype).eval().to(options.device)
+                    apart(partial(AutoModelForCausalLM.from_pretrained, folder / side, dtype=dtype))
+                    .eval()
+                    .to(options.device)
                     for side in "ab"
                 ]
                 for batch in options.batch:
@@ -247,7 +266,8 @@ async def main(options: argparse.Namespace) -> None:
                     }
                     print(json.dumps(line), flush=True)
                 await pair.close()
-                await strict.close()
+                if strict is not None:
+                    await strict.close()
 
 
 if __name__ == "__main__":
@@ -262,5 +282,7 @@ if __name__ == "__main__":
     parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device", default="cpu")
+    # Its engine has OpenMP's threads of its own; where these are then more than processors, none of either's spins.
+    parser.add_argument("--strict", action="store_true", help="the pair with `strict`, too")
     parser.add_argument("--threads", type=int, default=2)
     asyncio.run(main(parser.parse_args()))

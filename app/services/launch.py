@@ -21,12 +21,16 @@ _SHARE_OF_GRACE = 0.7
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """A command with its standard input. `socket` is where the worker will listen; "": it will tell its address."""
+    """A command with its standard input. `socket` is where the worker will listen; "": it will tell its address.
+
+    `alone`: nothing else is to compute on this machine's processors.
+    """
 
     command: Sequence[str]
     spec: WorkerSpec | PlacedSpec | RemoteSpec
     environment: Mapping[str, str] = field(default_factory=dict)
     socket: str = ""
+    alone: bool = False
     token: str = field(default="", repr=False)
 
 
@@ -39,10 +43,11 @@ def launch(
     grace: float,
     patience: float,
     agents_token: str = "",
+    alone: bool = False,
 ) -> Launch:
     """For the `replica`-th worker of a pair.
 
-    `grace` and `patience` as in `PlacedSpec`, of a worker elsewhere; `socket` is of any other.
+    `grace` and `patience` as in `PlacedSpec`, of a worker elsewhere; `socket` and `alone` are of any other.
     """
     token = secrets.token_urlsafe(32)
     if pair.agents:
@@ -53,7 +58,17 @@ def launch(
         spec = PlacedSpec(_spec(pair, "", token), placement, pair.python, grace * _SHARE_OF_GRACE, patience)
         return Launch(_RAY_COMMAND, spec, token=token)
     environment = {"CUDA_VISIBLE_DEVICES": pair.gpus[replica]} if pair.gpus else {}
-    return Launch([pair.python or command[0], *command[1:]], _spec(pair, str(socket)), environment, socket=str(socket))
+    begin = [pair.python or command[0], *command[1:]]
+    return Launch(begin, _spec(pair, str(socket)), environment, socket=str(socket), alone=alone)
+
+
+def has_the_machine(pairs: Sequence[PairConfig]) -> bool:
+    """Whether one worker is all that a service of these pairs starts on its machine to compute.
+
+    Of Hugging Face's backend: other engines have threads in ways of their own.
+    """
+    here = [pair for pair in pairs if not pair.agents and pair.ray is None]
+    return sum(pair.replicas for pair in here) == 1 and here[0].backend == "hf"
 
 
 def _spec(pair: PairConfig, socket: str, token: str = "") -> WorkerSpec:

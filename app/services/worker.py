@@ -17,7 +17,7 @@ from app.config import Settings
 from app.pair_config import PairConfig
 from app.record import current
 from app.services.gate import Ticket
-from app.services.launch import launch
+from app.services.launch import has_the_machine, launch
 from app.services.link import Link
 from app.services.replicas import Replicas
 from app.services.telemetry import Meter
@@ -179,8 +179,11 @@ class PairWorker:
             agents_token=self._settings.agents_token,
             # A cluster that was there comes back, perhaps: that it is away is no death of the worker's.
             patience=self._settings.resume_seconds if self.first_ready.is_set() else 0,
+            alone=has_the_machine(self._settings.pairs),
         )
-        process = self._process = await LocalWorker.start(begin.spec, begin.command, begin.environment)
+        process = self._process = await LocalWorker.start(
+            begin.spec, begin.command, begin.environment, alone=begin.alone
+        )
         ended = asyncio.create_task(process.wait())
         link = None
         self._missed = 0

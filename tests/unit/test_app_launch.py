@@ -6,9 +6,12 @@ import asyncio
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from app.pair_config import PairConfig
+from app.services.launch import has_the_machine
 from rl_onoff.errors import LoadError
 from tests.e2e.running_service import alive
 from workers.launch.local import LocalWorker
@@ -60,6 +63,38 @@ async def test_secrets_stay_with_the_service_and_what_the_operator_set_wins(
     assert "a-key-of-the-service" not in environment
     assert "password" not in environment
     assert "'OMP_WAIT_POLICY': 'ACTIVE'" in environment
+
+
+@pytest.mark.parametrize(
+    ("alone", "chosen", "spins"),
+    [(True, {}, True), (False, {}, False), (True, {"OMP_WAIT_POLICY": "PASSIVE"}, False)],
+)
+async def test_threads_that_wait_spin_a_little_where_nothing_else_computes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: bool, chosen: dict[str, str], spins: bool
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    seen = tmp_path / "seen"
+    code = f"import os; open({str(seen)!r}, 'w').write(repr(dict(os.environ)))"
+    worker = await LocalWorker.start(SPEC, (sys.executable, "-c", code), alone=alone)
+    environment = await written(seen)
+    assert await worker.wait() == 0
+    assert ("'GOMP_SPINCOUNT'" in environment) == spins
+
+
+def test_a_worker_has_the_machine_to_itself_where_it_is_the_only_one_here() -> None:
+    def pair(name: str, **more: Any) -> PairConfig:
+        return PairConfig(name=name, a={"path": "a"}, b={"path": "b"}, **more)  # type: ignore[arg-type]
+
+    one, two = pair("p"), pair("p", replicas=2)
+    away = pair("q", launch="remote", agents=["host:8300"])
+    assert has_the_machine([one])
+    assert has_the_machine([one, away])
+    assert not has_the_machine([one, pair("q")])
+    assert not has_the_machine([two])
+    assert not has_the_machine([away])
+    assert not has_the_machine([pair("p", backend="vllm")])
 
 
 @pytest.mark.parametrize(
