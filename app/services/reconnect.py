@@ -19,8 +19,10 @@ from app.services.switch import SwitchRun, prepare
 from rl_onoff.errors import UnknownStream
 from rl_onoff.schemas import SwitchRequest
 
-#: Streams without a listener that are kept; beyond them the oldest is written again if its client comes back.
+#: Streams without a listener that are kept, and tokens of all of them, prompts included (some 200 bytes each); beyond
+#: either the oldest is written again if its client comes back.
 _MOST = 1024
+_MOST_TOKENS = 1 << 21
 
 
 @dataclass(eq=False, slots=True)
@@ -33,6 +35,11 @@ class Stream:
     ambiguous: bool = False  # another of the same name ran beside it: nobody can tell which one is meant
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
+    @property
+    def tokens(self) -> int:
+        """It holds these; their number does not change while nobody listens."""
+        return len(self.run.ids) + len(self.run.generation.tokens)
+
 
 class Streams:
     """The streams that can go on. What has a seed is found by what its request says; the rest by its request's id."""
@@ -42,6 +49,7 @@ class Streams:
         #: By what the request says and its id.
         self._running: dict[bytes, list[Stream]] = {}
         self._waiting: dict[bytes, tuple[Stream, asyncio.TimerHandle]] = {}
+        self._tokens = 0  # of those that wait
 
     async def open(
         self, request: SwitchRequest, registry: Registry, *, last_event_id: str, request_id: str, client: str
@@ -73,12 +81,8 @@ class Streams:
             if not running.ambiguous:  # a connection that broke without a word
                 running.superseded.set()
                 await running.ended.wait()
-        waiting = self._waiting.pop(kept_as, None)
-        if waiting is None:
-            return None
-        stream, timer = waiting
-        timer.cancel()
-        return stream.run
+        stream = self._taken(kept_as)
+        return None if stream is None else stream.run
 
     async def _events(self, name: bytes, kept_as: bytes, stream: Stream) -> AsyncGenerator[Event, None]:
         alike = self._running.setdefault(name, [])
@@ -101,12 +105,22 @@ class Streams:
     def _keep(self, name: bytes, stream: Stream) -> None:
         if not self._seconds:
             return
-        if name in self._waiting:
-            self._waiting.pop(name)[1].cancel()
-        elif len(self._waiting) >= _MOST:
-            self._waiting.pop(next(iter(self._waiting)))[1].cancel()
-        timer = asyncio.get_running_loop().call_later(self._seconds, self._waiting.pop, name, None)
+        self._taken(name)
+        while self._waiting and (len(self._waiting) >= _MOST or self._tokens + stream.tokens > _MOST_TOKENS):
+            self._taken(next(iter(self._waiting)))
+        self._tokens += stream.tokens
+        timer = asyncio.get_running_loop().call_later(self._seconds, self._taken, name)
         self._waiting[name] = stream, timer
+
+    def _taken(self, name: bytes) -> Stream | None:
+        """The stream that waits under this name, and does so no more."""
+        waiting = self._waiting.pop(name, None)
+        if waiting is None:
+            return None
+        stream, timer = waiting
+        timer.cancel()
+        self._tokens -= stream.tokens
+        return stream
 
 
 def _name(request: SwitchRequest, *more: str) -> bytes:
