@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from rl_onoff.errors import ConfigurationError, UnsupportedModel
 from tests.contract import tiny
 from tests.contract.conftest import spec
-from tests.contract.test_backend import GREEDY
+from tests.contract.test_backend import GREEDY, gap
 from tests.contract.test_lookahead import Run, cases, loaded, run, typical_divergences
 from workers.backends import load_pair
 from workers.host import answer
@@ -37,6 +37,34 @@ async def test_one_engine_writes_what_two_write_one_token_at_a_time(folders: Fol
     async with loaded(folders["llama"], "float32", sequences=8, options=ONE) as one:
         assert one.a._engine is one.b._engine  # type: ignore[attr-defined]
         same(await asyncio.gather(*(run(one, job) for job in jobs)), want)
+
+
+async def test_in_half_precision_what_differs_from_lock_step_was_within_the_noise(tmp_path: Path) -> None:
+    wide = tiny.write_pair(tmp_path, "llama", hidden_size=512, intermediate_size=1024, head_dim=128)
+    ids = [5 + 7 * i % 90 for i in range(60)]
+    halves = {"float32_head": False}
+    async with loaded(wide, "bfloat16", sequences=8, options=halves) as two, two.a.sequence() as a:
+        want = await a.rows(ids, 1)
+    async with loaded(wide, "bfloat16", sequences=8, options={**ONE, **halves}) as one:
+        assert one.info.a.dtype == one.info.b.dtype == "bfloat16"
+        async with one.a.sequence() as a:
+            assert gap(await a.rows(ids, 1), want) <= 4 * one.info.noise["logprob"]
+        jobs = cases(one, await typical_divergences(one), 24, seed=4)
+        for job, (*got, doubts) in zip(jobs, await asyncio.gather(*(judged(one, job) for job in jobs)), strict=True):
+            *wanted, more = await judged(one, SwitchGenerate(**{**fields(job), "lookahead": 0}))
+            assert got == wanted or doubts + more > 0
+
+
+async def judged(pair: Any, job: SwitchGenerate) -> tuple[list[int], str, int]:
+    """Tokens, leads, and how many decisions were within the noise."""
+    ids: list[int] = []
+    leads = ""
+    async for frame in answer(pair, job):
+        if isinstance(frame, Tokens):
+            ids += frame.ids
+            leads += frame.leads
+    assert isinstance(frame, Done)
+    return ids, leads, frame.usage.within_noise
 
 
 async def test_sequences_that_are_preempted_go_on(folders: Folders) -> None:
