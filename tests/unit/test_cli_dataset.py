@@ -271,6 +271,7 @@ def test_a_full_disk_is_74(service: Answers, data: Path, tmp_path: Path, monkeyp
     [
         (["sample", "-m", "base"], "--data"),
         (["sample", "-d", "{data}", "-m", "base", "--resume"], "it needs --output"),
+        (["sample", "-d", "{data}", "-m", "base", "--json"], "it needs --output"),
         (["sample", "-d", "{data}", "-m", "base", "--metric", "blue"], "Did you mean 'bleu'?"),
         (["sample", "-d", "{data}", "-m", "bas"], "there is no model 'bas'; served are base, rl"),
         (["sample", "-d", "nowhere.jsonl", "-m", "base"], "there is no file"),

@@ -55,6 +55,20 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, kind: str) -> None:
     assert reader.count() in (2, None)
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv"])
+def test_a_file_that_cannot_be_read_is_said_before_any_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    name = written(tmp_path, kind)
+
+    def denied(path: Path, *args: Any, **more: Any) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", denied)  # for root every file can be read
+    with pytest.raises(DataError, match=f"cannot read .*{kind}: Permission denied"):
+        open_source(name)
+
+
 def test_what_is_wrong_is_said_with_its_line_and_column(tmp_path: Path) -> None:
     rows = [
         {"id": 1, "prompt": "p", "solution": "s"},

@@ -122,8 +122,9 @@ class Job:
 
     def run(self, url: str, api_key: str | None, summarise: Summarise, *, shards: Format | None = None) -> None:
         """Carry it out. Exit codes as everywhere; the results of a run that fails stay."""
-        if self.resume and self.output is None:
-            raise typer.BadParameter("it needs --output", param_hint="--resume")
+        for name, wanted in (("--resume", self.resume), ("--json", self.as_json)):
+            if wanted and self.output is None:
+                raise typer.BadParameter("it needs --output", param_hint=name)
         prompting = replace(self.prompting, template=_template(self.prompting.template))
         reader = Reader(open_source(self.data), self.task.needs, self.columns, prompting, self.limit)
         look(reader, self.data, skip_bad=self.skip_bad)

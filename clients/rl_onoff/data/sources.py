@@ -69,14 +69,22 @@ def open_source(spec: str | Path) -> Source:
     if path.is_dir():
         if not (path / RESULTS).is_file():
             raise DataError(f"{path} is a folder without {RESULTS}; for a folder of data files: hf:{path}:train")
-        return Run(path / RESULTS)
+        return Run(_readable(path / RESULTS))
     if not path.is_file():
         raise DataError(f"there is no file {path}")
     kind = _BY_SUFFIX.get(path.suffix.lower())
     if kind is None:
         known = ", ".join(_BY_SUFFIX)
         raise DataError(f"{path}: its suffix must be one of {known}; a Hugging Face data set is hf:name:split")
-    return kind(path)
+    return kind(_readable(path))
+
+
+def _readable(path: Path) -> Path:
+    try:
+        with path.open("rb"):
+            return path
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
 
 
 class _File(Source):
