@@ -7,6 +7,7 @@ import hmac
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -42,6 +43,20 @@ def read(path: Path) -> list[bytes]:
     if not found:
         raise ConfigurationError(f"api_keys_file {path} holds no key")
     return found
+
+
+def secured(document: dict[str, Any]) -> dict[str, Any]:
+    """An OpenAPI document that says which routes want a key, for clients made from it."""
+    schemes = {"api_key": {"type": "http", "scheme": "bearer"}}
+    paths = {
+        path: {
+            method: {**operation, "security": []} if (method.upper(), path.encode()) in _OPEN else operation
+            for method, operation in methods.items()
+        }
+        for path, methods in document["paths"].items()
+    }
+    components = {**document["components"], "securitySchemes": schemes}
+    return {**document, "paths": paths, "components": components, "security": [{"api_key": []}]}
 
 
 class Keys:

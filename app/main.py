@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.requests import Request
@@ -19,7 +20,7 @@ from app import errors, logs
 from app.access import Access
 from app.config import Settings, check_agents, check_exposure
 from app.deps import Service
-from app.keys import Keys
+from app.keys import Keys, secured
 from app.middleware import Admission, Boundary, Head
 from app.record import current
 from app.routes import distributions, divergence, generate, openai, switch, system, web
@@ -58,7 +59,8 @@ def create_app(settings: Settings) -> FastAPI:
     supervisor = Supervisor(settings)
     cache = Cache(settings, CacheCounters(supervisor.telemetry.registry))
     service = Service(settings, supervisor, Registry(supervisor), Drain(), cache, Streams(settings.reconnect_seconds))
-    app = FastAPI(
+    app = _App(
+        keyed=bool(settings.key_digests),
         title="rl-onoff",
         version=__version__,
         description=_DESCRIPTION,
@@ -80,6 +82,16 @@ def create_app(settings: Settings) -> FastAPI:
     for module in (generate, distributions, divergence, switch, openai, system, web):
         app.include_router(module.router)
     return app
+
+
+class _App(FastAPI):
+    def __init__(self, *, keyed: bool, **more: Any) -> None:
+        self._keyed = keyed
+        super().__init__(**more)
+
+    def openapi(self) -> dict[str, Any]:
+        document = super().openapi()
+        return secured(document) if self._keyed else document
 
 
 async def _no_one(_: Request, __: Exception) -> Response:

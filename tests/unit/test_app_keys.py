@@ -10,9 +10,20 @@ import pytest
 from app import keys
 from app.config import Settings, check_exposure, load
 from app.keys import Keys
+from app.main import create_app
 from rl_onoff.errors import ConfigurationError, Unauthorized
 
 KEY, OTHER = "a-key-of-some-length", "another-key-in-use"
+
+
+def test_the_openapi_document_says_where_a_key_is_wanted() -> None:
+    assert "security" not in create_app(Settings()).openapi()
+    document = create_app(Settings(api_keys=(KEY,))).openapi()
+    assert document["security"] == [{"api_key": []}]
+    assert document["components"]["securitySchemes"]["api_key"] == {"type": "http", "scheme": "bearer"}
+    without = {path for path, methods in document["paths"].items() if methods.get("get", {}).get("security") == []}
+    assert without == {"/health", "/ready"}
+    assert all("security" not in methods["post"] for methods in document["paths"].values() if "post" in methods)
 
 
 async def let_in(
