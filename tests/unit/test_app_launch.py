@@ -66,12 +66,21 @@ async def test_secrets_stay_with_the_service_and_what_the_operator_set_wins(
 
 
 @pytest.mark.parametrize(
-    ("alone", "chosen", "spins"),
-    [(True, {}, True), (False, {}, False), (True, {"OMP_WAIT_POLICY": "PASSIVE"}, False)],
+    ("alone", "chosen", "quota", "spins"),
+    [
+        (True, {}, None, True),
+        (True, {}, "max 100000", True),
+        (True, {}, "400000 100000", False),
+        (False, {}, None, False),
+        (True, {"OMP_WAIT_POLICY": "PASSIVE"}, None, False),
+    ],
 )
 async def test_threads_that_wait_spin_a_little_where_nothing_else_computes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: bool, chosen: dict[str, str], spins: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: bool, chosen: dict[str, str], quota: str | None, spins: bool
 ) -> None:
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(quota + "\n")
+    monkeypatch.setattr("workers.launch.local._QUOTA", tmp_path / "cpu.max")
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     for name, value in chosen.items():
         monkeypatch.setenv(name, value)

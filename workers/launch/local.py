@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -30,6 +31,8 @@ _DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE"}
 #: they spin over the gap between two of them (libgomp counts turns of its loop; it heeds this before the policy).
 _ALONE = {"GOMP_SPINCOUNT": "5000"}
 
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
 #: The service's secrets, which neither a worker nor the engines it starts has a use for.
 _WITHHELD = frozenset({"RL_ONOFF_API_KEYS", "RL_ONOFF_CACHE_URL", "RL_ONOFF_WORKER_TOKEN"})
 
@@ -43,8 +46,16 @@ _DUMP_SECONDS = 0.5
 
 def _environment(alone: bool) -> dict[str, str]:
     chosen = _DEFAULTS.keys() & os.environ.keys()
-    defaults = _DEFAULTS | _ALONE if alone and not chosen else _DEFAULTS
+    defaults = _DEFAULTS | _ALONE if alone and not chosen and not _has_quota() else _DEFAULTS
     return {**defaults, **{name: value for name, value in os.environ.items() if name not in _WITHHELD}}
+
+
+def _has_quota() -> bool:
+    """Whether a control group (v2) bounds the processors' time: what spins would use it up."""
+    try:
+        return not _QUOTA.read_text().startswith("max")
+    except OSError:
+        return False
 
 
 class LocalWorker:
