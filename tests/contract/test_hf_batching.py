@@ -45,11 +45,12 @@ async def test_who_waits_for_drafts_to_be_judged_with_is_kept_back_until_they_as
     future = asyncio.get_running_loop().create_future
     judge = RowsCall(model, Slot(0), [3] * 9, 6, False, future())
 
-    def draft() -> DraftCall:
-        return DraftCall(model, Slot(1), [3] * 9, 9, False, future(), 1, GREEDY, frozenset())
+    def draft(length: int) -> DraftCall:
+        return DraftCall(model, Slot(1), [3] * length, length, False, future(), 1, GREEDY, frozenset())
 
-    assert model.engine._step([judge, draft()]) == ([judge], 1)
-    assert model.engine._step([draft()]) == ([], 0)
+    assert model.engine._step([judge, draft(9)]) == ([judge], 1)
+    assert model.engine._step([draft(9)]) == ([], 0)
+    assert model.engine._step([judge, draft(40)]) == ([], 0)  # not for one whose prompt takes a pass of its own
 
 
 @pytest.mark.parametrize("apart", [6, 7, 8])

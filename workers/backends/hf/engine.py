@@ -139,12 +139,17 @@ class Engine:
         long: dict[int, int] = {}  # the shape of each model's pass of long calls
         unfinished: list[RowsCall] = []
         finished: list[Settled] = []
-        rests = [call.remaining for call in pending if isinstance(call, DraftCall)]
+        planned: list[tuple[RowsCall, int]] = []
         for call in pending:
             shape, error = _attempt(partial(call.model.shape, call))
             if error is not None or shape is None:
                 finished.append((call.future, None, error))
-            elif _may_wait(call, shape, rests):
+            else:
+                planned.append((call, shape))
+        # Of drafts whose prompt is yet to be computed nobody knows when they are complete.
+        rests = [call.remaining for call, shape in planned if isinstance(call, DraftCall) and shape <= _JUDGED]
+        for call, shape in planned:
+            if _may_wait(call, shape, rests):
                 call.waited += 1
                 unfinished.append(call)
             elif abs(shape) > _JUDGED and not _has_room(groups, call, long.setdefault(id(call.model), shape), shape):
