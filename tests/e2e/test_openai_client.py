@@ -123,7 +123,8 @@ def test_a_chat_is_the_prompt_its_template_makes(client: OpenAI) -> None:
     assert chat.choices[0].logprobs is not None
     assert plain.choices[0].logprobs is not None
     content = chat.choices[0].logprobs.content or []
-    assert [entry.logprob for entry in content] == plain.choices[0].logprobs.token_logprobs
+    # In their last bits they are of the shapes of the passes, which lookahead chooses by what it has seen.
+    assert [entry.logprob for entry in content] == pytest.approx(plain.choices[0].logprobs.token_logprobs, abs=1e-4)
     assert all(len(entry.top_logprobs) == 2 for entry in content)
 
 

@@ -92,7 +92,9 @@ def test_f5_memory_that_really_ends(tmp_path: Path) -> None:
         assert service.workers == [worker]
         resource.prlimit(worker, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         again = {**small, "items": [{"prompt": "Q: 49-8=", "solution": "\nA: 42"}]}
-        assert http.post("/divergence", json=again).status_code == 200
+        # Starved as it was, it may have dropped another item's connection: it counts as lost until its next heartbeat.
+        service.wait_for(lambda: http.post("/divergence", json=again).status_code == 200, seconds=5)
+        assert service.workers == [worker]
 
 
 def test_f7_nothing_is_left_that_blocks_a_restart(tmp_path: Path, free_port: int) -> None:
