@@ -48,9 +48,12 @@ async def test_who_waits_for_drafts_to_be_judged_with_is_kept_back_until_they_as
     def draft(length: int) -> DraftCall:
         return DraftCall(model, Slot(1), [3] * length, length, False, future(), 1, GREEDY, frozenset())
 
-    assert model.engine._step([judge, draft(9)]) == ([judge], 1)
-    assert model.engine._step([draft(9)]) == ([], 0)
-    assert model.engine._step([judge, draft(40)]) == ([], 0)  # not for one whose prompt takes a pass of its own
+    async def step(*calls: RowsCall) -> Any:
+        return await model.engine.compute(model.engine._step, list(calls))  # in its thread
+
+    assert await step(judge, draft(9)) == ([judge], 1)
+    assert await step(draft(9)) == ([], 0)
+    assert await step(judge, draft(40)) == ([], 0)  # not for one whose prompt takes a pass of its own
 
 
 @pytest.mark.parametrize("apart", [6, 7, 8])

@@ -81,7 +81,8 @@ async def test_threads_that_wait_spin_a_little_where_nothing_else_computes(
     if quota is not None:
         (tmp_path / "cpu.max").write_text(quota + "\n")
     monkeypatch.setattr("workers.launch.local._QUOTA", tmp_path / "cpu.max")
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
     for name, value in chosen.items():
         monkeypatch.setenv(name, value)
     seen = tmp_path / "seen"

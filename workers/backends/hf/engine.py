@@ -139,6 +139,7 @@ class Engine:
         long: dict[int, int] = {}  # the shape of each model's pass of long calls
         unfinished: list[RowsCall] = []
         finished: list[Settled] = []
+        drafted = 0
         planned: list[tuple[RowsCall, int]] = []
         for call in pending:
             shape, error = _attempt(partial(call.model.shape, call))
@@ -172,10 +173,8 @@ class Engine:
                     unfinished.append(call)
                 else:
                     finished.append((call.future, answer, own))
+                    drafted += isinstance(call, DraftCall)
         self._deliver(finished)
-        drafted = sum(isinstance(call, DraftCall) for call in pending) - sum(
-            isinstance(call, DraftCall) for call in unfinished
-        )
         return unfinished, drafted if any(call.waited for call in unfinished) else 0
 
     def _refuse(self, calls: Sequence[Call]) -> None:

@@ -98,18 +98,12 @@ def load(spec: WorkerSpec) -> HFPair:
     Raises a `LoadError`: not found, no shared tokenizer, an architecture that cannot be run exactly, too little memory.
     """
     try:
-        return _in_a_thread_of_its_own(_load, spec)
+        # OpenMP keeps threads for every thread that used it, and where these are more than processors none may spin.
+        # Those of the loading would be idle, and in the way of the engine's: they end with their thread.
+        with ThreadPoolExecutor(1, thread_name_prefix="load") as executor:
+            return executor.submit(_load, spec).result()
     except torch.OutOfMemoryError as error:
         raise LoadError(f"pair {spec.pair} does not fit into its device's memory: {error}") from error
-
-
-def _in_a_thread_of_its_own(load: Callable[[WorkerSpec], HFPair], spec: WorkerSpec) -> HFPair:
-    """OpenMP keeps threads for every thread that used it, and where these are more than processors none may spin.
-
-    Those of the loading would be idle and in the way of the engine's; they end with their thread.
-    """
-    with ThreadPoolExecutor(1, thread_name_prefix="load") as executor:
-        return executor.submit(load, spec).result()
 
 
 def _load(spec: WorkerSpec) -> HFPair:
