@@ -4,12 +4,18 @@ One thread; everything starts from logits and gives divergences; all methods tak
 the others' time over the kernel's. JSON lines.
 
     python -m benchmarks.divergence [--quick]
+
+The others' temporaries cost them more than their arithmetic where malloc gives large blocks back at once and gets them
+again page by page, as it does unless told. Without that, so long as there is memory:
+
+    MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8000000000 python -m benchmarks.divergence
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -107,6 +113,7 @@ def measure(
         "rows": rows,
         "vocab_size": vocab_size,
         "dtype": str(dtype).removeprefix("torch."),
+        "malloc": "keeps what is freed" if os.environ.get("MALLOC_MMAP_MAX_") == "0" else "as it is",
         "kernel_ns_per_entry": round(own / entries * 1e9, 2),
         "times_the_kernel": {name: round(best[name] / own, 2) for name in methods if name != "kernel"},
         "extra_mb": extra,

@@ -23,8 +23,6 @@ _NEAR_ONE: Final = 0.05
 
 Column = npt.NDArray[np.float64]
 
-#: How the entries of a row are stored.
-FORMS: Final = {"float32": 0, "bfloat16": 1, "float16": 2}
 _COLUMNS: Final = {
     "js": sweeps.JS,
     "kl_ab": sweeps.KL_AB,
@@ -58,6 +56,10 @@ class Rows(NamedTuple):
             case "uint16":
                 return cls(np.ascontiguousarray(values), "bfloat16")
         raise TypeError(f"rows must be float32, float16 or bfloat16 as uint16, not {values.dtype}")
+
+    def stored(self) -> npt.NDArray[Any]:
+        """As `vectorised.entry` takes them."""
+        return self.values.view(np.int16) if self.form == "float16" else self.values
 
     def float32(self, index: int, size: int) -> npt.NDArray[np.float32]:
         """One row, widened."""
@@ -136,7 +138,7 @@ def compare(
     """Measures (see `divergence.MEASURES`) of A's and B's rows `[n, columns]`, of their first `vocab_size` entries.
 
     Rows are logits, or log-probabilities, which are normalised again unless `normalised` says that they are. Scratch
-    memory: 32 kB a thread (`topk_overlap`: a few rows).
+    memory: 1 MB a thread (`topk_overlap`: a few rows).
     """
     plan = Plan.of(measures)
     if a.form != b.form:
@@ -159,10 +161,8 @@ def compare(
     def work(begin: int, end: int) -> None:
         part = slice(begin, end)
         sweeps.compare_rows(
-            a.values[part],
-            b.values[part],
-            FORMS[a.form],
-            FORMS[b.form],
+            a.stored()[part],
+            b.stored()[part],
             size,
             f4(scale),
             ids[part],

@@ -12,100 +12,113 @@ import math
 import numpy as np
 from numba import njit
 
-from workers.vectorised import BLOCK, FAST, as_bits, as_float, compiled, disorder, exp, f4, i4, log_of_share, order
+from workers.vectorised import BLOCK, FAST, compiled, disorder, entry, exp, f4, i4, log_of_rest, order
 
 #: Stands for -inf and for anything below, so that no arithmetic meets an infinity.
 NOTHING = f4(-1e30)
+
+#: Of so many blocks of a row the exponentials are kept from the first sweep for the second: 0.9 MB for both rows.
+_KEPT = 56
+#: How far above the largest entry so far exponentials have their reference, so that few blocks are done twice.
+_HEADROOM = f4(8)
 
 # Columns of what `compare_rows` writes.
 (JS, KL_AB, KL_BA, TV, ENTROPY_A, ENTROPY_B, HELLINGER, TOP_A, TOP_B, BEST_A, BEST_B) = range(11)
 (RANK_OF_B, RANK_OF_A, TOKEN_A, TOKEN_B, FIRST_RENYI) = range(11, 16)
 
 
-@njit(fastmath=FAST)
-def _load(source, form, scale, target):  # type: ignore[no-untyped-def]
-    """A block as scaled float32, -inf and what is below as `NOTHING`; NaN stays."""
-    n = source.shape[0]
-    if form == 0:
-        for i in range(n):
-            value = f4(source[i]) * scale
-            target[i] = NOTHING if value < NOTHING else value
-    elif form == 1:
-        for i in range(n):
-            value = as_float(i4(source[i]) << i4(16)) * scale
-            target[i] = NOTHING if value < NOTHING else value
-    else:
-        for i in range(n):
-            bits = i4(source[i])
-            # A product rebases the exponent, exactly for subnormals too; infinity and NaN need a second one.
-            value = as_float((bits & i4(0x7FFF)) << i4(13)) * f4(2.0**112)
-            value = value * f4(2.0**112) if value >= f4(65536.0) else value
-            value = as_float(as_bits(value) | ((bits & i4(0x8000)) << i4(16))) * scale
-            target[i] = NOTHING if value < NOTHING else value
+@njit(inline="always", fastmath=FAST)
+def _scaled(stored, scale):  # type: ignore[no-untyped-def]
+    """An entry as scaled float32, -inf and what is below as `NOTHING`; NaN stays."""
+    value = entry(stored) * scale
+    return NOTHING if value < NOTHING else value
 
 
 @njit(fastmath=FAST)
-def _extremes(x):  # type: ignore[no-untyped-def]
+def _load(source, scale, target):  # type: ignore[no-untyped-def]
+    for i in range(source.shape[0]):
+        target[i] = _scaled(source[i], scale)
+
+
+@njit(fastmath=FAST)
+def _extremes(source, scale):  # type: ignore[no-untyped-def]
     """The largest and the smallest entry as `order` has them; NaN lies beyond one or the other."""
     highest, lowest = i4(-(2**31)), i4(2**31 - 1)
-    for i in range(x.shape[0]):
-        key = order(x[i])
-        highest, lowest = max(highest, key), min(lowest, key)
+    for i in range(source.shape[0]):
+        key = order(_scaled(source[i], scale))
+        highest, lowest = i4(max(highest, key)), i4(min(lowest, key))
     return highest, lowest
 
 
 @njit(fastmath=FAST)
-def _load_first(source, form, scale, target):  # type: ignore[no-untyped-def]
-    """`_load`, and `_extremes` of it, in one loop where that is the quicker."""
-    highest, lowest = i4(-(2**31)), i4(2**31 - 1)
-    n = source.shape[0]
-    if form == 0:
-        for i in range(n):
-            value = f4(source[i]) * scale
-            value = NOTHING if value < NOTHING else value
-            target[i] = value
-            highest, lowest = max(highest, order(value)), min(lowest, order(value))
-    elif form == 1:
-        for i in range(n):
-            value = as_float(i4(source[i]) << i4(16)) * scale
-            value = NOTHING if value < NOTHING else value
-            target[i] = value
-            highest, lowest = max(highest, order(value)), min(lowest, order(value))
-    else:
-        _load(source, form, scale, target)
-        highest, lowest = _extremes(target)
-    return highest, lowest
+def _exponentials(source, scale, beyond, found):  # type: ignore[no-untyped-def]
+    """e**(entry - beyond) into `found`, their sum, and `_extremes`."""
+    highest, lowest, total = i4(-(2**31)), i4(2**31 - 1), f4(0)
+    for i in range(source.shape[0]):
+        value = entry(source[i]) * scale
+        key = order(value)
+        highest, lowest = i4(max(highest, key)), i4(min(lowest, key))
+        e = exp(value - beyond)
+        found[i] = e
+        total += e
+    return highest, lowest, total
 
 
 @njit(fastmath=FAST)
-def _sum_exp(x, highest):  # type: ignore[no-untyped-def]
-    total = f4(0.0)
+def _first(source, scale, value):  # type: ignore[no-untyped-def]
+    """Where `value` is first; the last place if nowhere."""
+    found = i4(source.shape[0] - 1)
+    for i in range(source.shape[0]):
+        found = i4(min(found, i4(i) if _scaled(source[i], scale) == value else i4(BLOCK)))
+    return found
+
+
+@njit(fastmath=FAST)
+def _sum(x):  # type: ignore[no-untyped-def]
+    total = f4(0)
     for i in range(x.shape[0]):
-        total += exp(x[i] - highest)
+        total += x[i]
     return total
 
 
 @njit
-def _normaliser(row, form, size, scale, sums, x):  # type: ignore[no-untyped-def]
-    """Largest entry, its first place, log of the sum of exponentials beyond it, and entries that need a closer look."""
+def _normaliser(row, scale, sums, kept, references):  # type: ignore[no-untyped-def]
+    """Largest entry, its first place, log Z, and whether there are entries that need a closer look.
+
+    Exponentials are taken beyond a value a little above the largest entry so far, so that one loop finds both. Those
+    of block k stay in `kept[k]`, beyond `references[k]`; the last of `kept` is overwritten by all that find no place.
+    The largest entry's is added in float64: where it is nearly all, log-probabilities hang on the little that is not.
+    """
     top, place, total, odd = i4(-(2**31)), 0, 0.0, False
-    largest = f4(0.0)
+    reference = f4(-math.inf)
     least, most = order(NOTHING), order(f4(math.inf))
-    for begin in range(0, size, BLOCK):
-        block = x[: min(BLOCK, size - begin)]
-        highest, lowest = _load_first(row[begin : begin + block.shape[0]], form, scale, block)
+    for begin in range(0, row.shape[0], BLOCK):
+        k = begin // BLOCK
+        block = row[begin : begin + BLOCK]
+        exps, subtotal = kept[min(k, kept.shape[0] - 1), : block.shape[0]], 0.0
+        if sums and begin > 0:
+            highest, lowest, subtotal = _exponentials(block, scale, reference, exps)
+        else:
+            highest, lowest = _extremes(block, scale)
         odd |= highest >= most or lowest <= least
+        value = disorder(highest)
+        if sums and not value <= reference:
+            raised = value + _HEADROOM
+            total *= math.exp(np.float64(reference) - np.float64(raised))
+            reference = raised
+            subtotal = _exponentials(block, scale, reference, exps)[2]
         if highest > top:
-            value = disorder(highest)
-            if sums and begin > 0:
-                total *= math.exp(np.float64(largest) - np.float64(value))
-            top, largest = highest, value
-            place = begin
-            while place - begin < block.shape[0] and block[place - begin] != value:
-                place += 1
+            first = _first(block, scale, value)
+            top, place = highest, begin + first
+            if sums:
+                exact = math.exp(np.float64(value) - np.float64(reference))
+                exps[first] = 0
+                subtotal = _sum(exps) + exact
+                exps[first] = exact
         if sums:
-            total += _sum_exp(block, largest)
-    return largest, place, (math.log(total) if sums else 0.0), odd
+            total += subtotal
+            references[k] = reference
+    return disorder(top), place, (np.float64(reference) + math.log(total) if sums else 0.0), odd
 
 
 @njit
@@ -115,35 +128,38 @@ def _shifts(zp, zq):  # type: ignore[no-untyped-def]
     return lp, lq, f4(math.exp(np.float64(lp) - zp)), f4(math.exp(np.float64(lq) - zq)), f4(zp - zq)
 
 
-@njit(fastmath=FAST)
-def _distances(x, y, lp, lq, cp, cq, dz):  # type: ignore[no-untyped-def]
+@njit
+def _factor(reference, z):  # type: ignore[no-untyped-def]
+    """What makes probabilities of exponentials beyond `reference`; 0 where float32 would be subnormal."""
+    factor = math.exp(np.float64(reference) - z)
+    return f4(factor if factor > 1.2e-38 else 0.0)
+
+
+@njit(fastmath=FAST, error_model="numpy")
+def _distances(a, b, scale, exp_x, exp_y, lp, lq, cp, cq, dz):  # type: ignore[no-untyped-def]
+    """Sums of a block, whose probabilities are `cp * exp_x` and `cq * exp_y`."""
     s0, s1, s2, s3, s4, s5 = f4(0), f4(0), f4(0), f4(0), f4(0), f4(0)
-    for i in range(x.shape[0]):
-        la, lb = x[i] - lp, y[i] - lq
-        d = (y[i] - x[i]) + dz
+    for i in range(a.shape[0]):
+        x, y = _scaled(a[i], scale), _scaled(b[i], scale)
+        p, q = cp * exp_x[i], cq * exp_y[i]
+        d = (y - x) + dz
         size = abs(d)
-        ratio = exp(-size)
-        # Of the larger one the exponential, of the smaller what d leaves of it.
-        p_larger = d < f4(0)
-        most = (cp if p_larger else cq) * exp(la if p_larger else lb)
-        least = most * ratio
-        p, q = (most, least) if p_larger else (least, most)
-        both = most + least
+        both, least = p + q, min(p, q)
         # Near: series in d. Far: closed forms, which lose no digits there. Both are made: a branch does not vectorise.
         near = size < f4(0.25)
         c = d if near else f4(0)
         c2 = c * c
-        even = c2 * (f4(0.5) + c2 * (f4(1 / 24) + c2 * f4(1 / 720)))
-        odd = c * c2 * (f4(1 / 6) + c2 * (f4(1 / 120) + c2 * f4(1 / 5040)))
-        series = both * (c2 * (f4(1 / 8) + c2 * (f4(-1 / 64) + c2 * (f4(1 / 576) + c2 * f4(-17 / 92160)))))
-        closed = both * log_of_share(ratio) - least * size
-        gap = q - p
+        series = both * c2 * (f4(1 / 8) + c2 * (f4(-1 / 64) + c2 * (f4(1 / 576) + c2 * f4(-17 / 92160))))
+        closed = both * log_of_rest(least / (both + f4(1e-36))) - least * size
         s0 += series if near else closed
-        s1 += p * (even + odd) if near else gap - p * d
-        s2 += q * (even - odd) if near else q * d - gap
-        s3 += p * abs(c + even + odd) if near else abs(gap)
-        s4 += p * la
-        s5 += q * lb
+        # q - p - p d, of which q - p and p - q + q d are made.
+        bend = p * c2 * (f4(1 / 2) + c * (f4(1 / 6) + c * (f4(1 / 24) + c * (f4(1 / 120) + c * f4(1 / 720)))))
+        gap = p * c + bend if near else q - p
+        s1 += bend if near else gap - p * d
+        s2 += c * gap - bend if near else q * d - gap
+        s3 += abs(gap)
+        s4 += p * (x - lp)
+        s5 += q * (y - lq)
     return s0, s1, s2, s3, s4, s5
 
 
@@ -182,24 +198,23 @@ def _powers(x, y, lp, lq, cp, cq, dz, s, power):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _renyi(row_a, row_b, form_a, form_b, size, scale, zp, zq, alpha, x, y, power):  # type: ignore[no-untyped-def]
+def _renyi(row_a, row_b, scale, zp, zq, alpha, x, y, power):  # type: ignore[no-untyped-def]
     """As `divergence.renyi`; of (B, A) where alpha is negative."""
     if alpha < 0:
-        row_a, row_b, form_a, form_b = row_b, row_a, form_b, form_a
-        zp, zq, alpha = zq, zp, -alpha
+        row_a, row_b, zp, zq, alpha = row_b, row_a, zq, zp, -alpha
     s = 1.0 - alpha
     lp, lq, cp, cq, dz = _shifts(zp, zq)
     highest, total, change = -math.inf, 0.0, 0.0
-    for begin in range(0, size, BLOCK):
-        n = min(BLOCK, size - begin)
-        _load(row_a[begin : begin + n], form_a, scale, x[:n])
-        _load(row_b[begin : begin + n], form_b, scale, y[:n])
+    for begin in range(0, row_a.shape[0], BLOCK):
+        n = min(BLOCK, row_a.shape[0] - begin)
+        _load(row_a[begin : begin + n], scale, x[:n])
+        _load(row_b[begin : begin + n], scale, y[:n])
         change += _powers(x[:n], y[:n], lp, lq, cp, cq, dz, f4(s), power[:n])
-        value = disorder(_extremes(power[:n])[0])
+        value = disorder(_extremes(power[:n], f4(1))[0])
         if value > highest:
             total *= math.exp(highest - np.float64(value))
             highest = np.float64(value)
-        total += _sum_exp(power[:n], f4(highest))
+        total += _exponentials(power[:n], f4(1), f4(highest), x)[2]
     if highest < -1e29:
         return math.inf
     log_sum = highest + math.log(total) + (np.float64(lp) - zp)
@@ -209,99 +224,91 @@ def _renyi(row_a, row_b, form_a, form_b, size, scale, zp, zq, alpha, x, y, power
 
 
 @njit
-def _at(row, form, scale, i, cell):  # type: ignore[no-untyped-def]
-    _load(row[i : i + 1], form, scale, cell)
-    return cell[0]
-
-
-@njit
-def _support(row_a, row_b, form_a, form_b, size, scale, x, y):  # type: ignore[no-untyped-def]
+def _support(row_a, row_b, scale):  # type: ignore[no-untyped-def]
     """Whether A, and whether B, excludes a token the other can emit; and whether an entry is NaN or +inf."""
     a_lacks, b_lacks, wrong = False, False, False
-    for begin in range(0, size, BLOCK):
-        n = min(BLOCK, size - begin)
-        _load(row_a[begin : begin + n], form_a, scale, x[:n])
-        _load(row_b[begin : begin + n], form_b, scale, y[:n])
-        for i in range(n):
-            a_lacks |= x[i] == NOTHING and y[i] != NOTHING
-            b_lacks |= y[i] == NOTHING and x[i] != NOTHING
-            wrong |= not (x[i] < math.inf and y[i] < math.inf)
+    for i in range(row_a.shape[0]):
+        x, y = _scaled(row_a[i], scale), _scaled(row_b[i], scale)
+        a_lacks |= x == NOTHING and y != NOTHING
+        b_lacks |= y == NOTHING and x != NOTHING
+        wrong |= not (x < math.inf and y < math.inf)
     return a_lacks, b_lacks, wrong
 
 
 @njit(fastmath=FAST)
-def _count_ahead(x, value, ties):  # type: ignore[no-untyped-def]
-    """Entries above `value`, and those equal to it among the first `ties`."""
-    ahead = i4(0)
-    for i in range(x.shape[0]):
-        ahead += i4(x[i] > value)
-    for i in range(min(ties, x.shape[0])):
-        ahead += i4(x[i] == value)
-    return ahead
-
-
-@njit
-def _rank(row, form, size, scale, place, x):  # type: ignore[no-untyped-def]
-    value = _at(row, form, scale, place, x[:1])
-    ahead = 0
-    for begin in range(0, size, BLOCK):
-        n = min(BLOCK, size - begin)
-        _load(row[begin : begin + n], form, scale, x[:n])
-        ahead += _count_ahead(x[:n], value, max(0, place - begin))
-    return 1.0 + ahead
+def _rank(row, scale, place):  # type: ignore[no-untyped-def]
+    """1 for the best; of equals the first is ahead."""
+    value, ahead = _scaled(row[place], scale), i4(1)
+    for i in range(row.shape[0]):
+        ahead += i4(_scaled(row[i], scale) > value)
+    for i in range(place):
+        ahead += i4(_scaled(row[i], scale) == value)
+    return np.float64(ahead)
 
 
 @compiled
-def compare_rows(a, b, form_a, form_b, size, scale, token_ids, plan, orders, out):  # type: ignore[no-untyped-def]
+def compare_rows(a, b, size, scale, token_ids, plan, orders, out):  # type: ignore[no-untyped-def]
     x, y, power = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     distances, hellinger, rank_of_b, rank_of_a, normalised = plan[0], plan[1], plan[2], plan[3], plan[4]
+    blocks = (size + BLOCK - 1) // BLOCK
+    kept = min(blocks, _KEPT) if distances and not normalised else 0
+    exp_x, exp_y = np.empty((kept + 1, BLOCK), np.float32), np.empty((kept + 1, BLOCK), np.float32)
+    references_p, references_q = np.empty(blocks, np.float32), np.empty(blocks, np.float32)
     for t in range(a.shape[0]):
-        row_a, row_b, found = a[t], b[t], out[t]
-        top_p, best_p, log_p, odd_p = _normaliser(row_a, form_a, size, scale, not normalised, x)
-        top_q, best_q, log_q, odd_q = _normaliser(row_b, form_b, size, scale, not normalised, y)
+        row_a, row_b, found = a[t, :size], b[t, :size], out[t]
+        top_p, best_p, zp, odd_p = _normaliser(row_a, scale, not normalised, exp_x, references_p)
+        top_q, best_q, zq, odd_q = _normaliser(row_b, scale, not normalised, exp_y, references_q)
         a_lacks, b_lacks, wrong = False, False, False
         if odd_p or odd_q:
-            a_lacks, b_lacks, wrong = _support(row_a, row_b, form_a, form_b, size, scale, x, y)
+            a_lacks, b_lacks, wrong = _support(row_a, row_b, scale)
         if wrong or top_p <= NOTHING or top_q <= NOTHING:
             found[:] = math.nan
             continue
-        zp = 0.0 if normalised else np.float64(top_p) + log_p
-        zq = 0.0 if normalised else np.float64(top_q) + log_q
         lp, lq, cp, cq, dz = _shifts(zp, zq)
         rest_p, rest_q = zp - np.float64(lp), zq - np.float64(lq)
         found[BEST_A], found[BEST_B] = best_p, best_q
         found[TOP_A], found[TOP_B] = math.exp(np.float64(top_p) - zp), math.exp(np.float64(top_q) - zq)
-        token_p = np.float64(_at(row_a, form_a, scale, token_ids[t], x[:1]))
-        token_q = np.float64(_at(row_b, form_b, scale, token_ids[t], y[:1]))
+        token_p = np.float64(_scaled(row_a[token_ids[t]], scale))
+        token_q = np.float64(_scaled(row_b[token_ids[t]], scale))
         found[TOKEN_A] = token_p - zp if token_p > NOTHING else -math.inf
         found[TOKEN_B] = token_q - zq if token_q > NOTHING else -math.inf
-        if distances or hellinger:
-            root_cp, root_cq = f4(math.sqrt(cp)), f4(math.sqrt(cq))
-            js, kl_ab, kl_ba, tv, entropy_a, entropy_b, roots = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+        if distances:
+            js, kl_ab, kl_ba, tv, entropy_a, entropy_b = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
             for begin in range(0, size, BLOCK):
-                n = min(BLOCK, size - begin)
-                _load(row_a[begin : begin + n], form_a, scale, x[:n])
-                _load(row_b[begin : begin + n], form_b, scale, y[:n])
-                if distances:
-                    s0, s1, s2, s3, s4, s5 = _distances(x[:n], y[:n], lp, lq, cp, cq, dz)
-                    js += s0
-                    kl_ab += s1
-                    kl_ba += s2
-                    tv += s3
-                    entropy_a -= s4
-                    entropy_b -= s5
-                if hellinger:
-                    roots += _root_gaps(x[:n], y[:n], lp, lq, root_cp, root_cq, dz)
+                block_a, block_b = row_a[begin : begin + BLOCK], row_b[begin : begin + BLOCK]
+                k = begin // BLOCK
+                exps_p, exps_q, factor_p, factor_q = exp_x[min(k, kept)], exp_y[min(k, kept)], cp, cq
+                if k < kept:
+                    factor_p, factor_q = _factor(references_p[k], zp), _factor(references_q[k], zq)
+                else:
+                    _exponentials(block_a, scale, lp, exps_p)
+                    _exponentials(block_b, scale, lq, exps_q)
+                s0, s1, s2, s3, s4, s5 = _distances(
+                    block_a, block_b, scale, exps_p, exps_q, lp, lq, factor_p, factor_q, dz
+                )
+                js += s0
+                kl_ab += s1
+                kl_ba += s2
+                tv += s3
+                entropy_a -= s4
+                entropy_b -= s5
             found[JS] = min(0.5 * js, math.log(2.0))  # rounding may carry disjoint rows a little beyond
             found[KL_AB] = math.inf if b_lacks else max(kl_ab, 0.0)
             found[KL_BA] = math.inf if a_lacks else max(kl_ba, 0.0)
             found[TV] = min(0.5 * tv, 1.0)
             found[ENTROPY_A], found[ENTROPY_B] = max(entropy_a + rest_p, 0.0), max(entropy_b + rest_q, 0.0)
+        if hellinger:
+            root_cp, root_cq, roots = f4(math.sqrt(cp)), f4(math.sqrt(cq)), 0.0
+            for begin in range(0, size, BLOCK):
+                n = min(BLOCK, size - begin)
+                _load(row_a[begin : begin + n], scale, x[:n])
+                _load(row_b[begin : begin + n], scale, y[:n])
+                roots += _root_gaps(x[:n], y[:n], lp, lq, root_cp, root_cq, dz)
             found[HELLINGER] = min(math.sqrt(0.5 * roots), 1.0)
         if rank_of_b:
-            found[RANK_OF_B] = _rank(row_a, form_a, size, scale, best_q, x)
+            found[RANK_OF_B] = _rank(row_a, scale, best_q)
         if rank_of_a:
-            found[RANK_OF_A] = _rank(row_b, form_b, size, scale, best_p, x)
+            found[RANK_OF_A] = _rank(row_b, scale, best_p)
         for k in range(orders.shape[0]):
             alpha = orders[k]
             lacks = a_lacks if alpha < 0 else b_lacks
@@ -310,4 +317,4 @@ def compare_rows(a, b, form_a, form_b, size, scale, token_ids, plan, orders, out
             elif abs(alpha) > 1.0 and lacks:
                 found[FIRST_RENYI + k] = math.inf
             else:
-                found[FIRST_RENYI + k] = _renyi(row_a, row_b, form_a, form_b, size, scale, zp, zq, alpha, x, y, power)
+                found[FIRST_RENYI + k] = _renyi(row_a, row_b, scale, zp, zq, alpha, x, y, power)
