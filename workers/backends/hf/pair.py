@@ -18,6 +18,7 @@ from rl_onoff.version import __version__
 from workers import fused, scoring
 from workers.backends.hf import load as loading
 from workers.backends.hf import vocabulary as vocabularies
+from workers.backends.hf.attention import fold_attention
 from workers.backends.hf.engine import Engine
 from workers.backends.hf.head import taken_apart
 from workers.backends.hf.invariant import make_invariant
@@ -121,6 +122,9 @@ def _load(spec: WorkerSpec) -> HFPair:
         a, b = replace(a, model=model), replace(a, model=model)
     else:
         b = loading.load_model(spec.b, **common)
+    if not options.strict:  # a row's bits would hang on how many share a product
+        for model in (a.model, b.model):
+            fold_attention(model)
     vocabulary = vocabularies.shared(a.tokenizer, b.tokenizer, options.allow_extra_tokens)
     vocab_size = min(vocabulary.size, _columns(a.model), _columns(b.model))
     infos = [_info(spec, side, one, vocab_size) for side, one in (("a", a), ("b", b))]

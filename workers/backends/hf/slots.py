@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from workers.backends.hf.attention import FOLDED
+
 _BUCKET = 64
 
 
@@ -121,7 +123,7 @@ class SlotCache:
         self._layers = [_SlotLayer(self) for _ in range(config.num_hidden_layers)]
         self._cache = Cache(layers=self._layers)
         self._keyword = cache_keyword(model)
-        if config._attn_implementation not in ("sdpa", "eager"):
+        if config._attn_implementation not in ("sdpa", "eager", FOLDED):
             raise ValueError(f"attention {config._attn_implementation!r} takes no mask of ours; use sdpa or eager")
         self._eager = config._attn_implementation == "eager"
         self._window: int | None = getattr(config, "sliding_window", None)
