@@ -29,8 +29,8 @@ _HEADROOM = f4(8)
 
 @njit(inline="always", fastmath=FAST)
 def _scaled(stored, scale):  # type: ignore[no-untyped-def]
-    """An entry as scaled float32, -inf and what is below as `NOTHING`; NaN stays."""
-    value = entry(stored) * scale
+    """An entry as float32, times `scale` if that is not None, -inf and what is below as `NOTHING`; NaN stays."""
+    value = entry(stored) if scale is None else entry(stored) * scale
     return NOTHING if value < NOTHING else value
 
 
@@ -55,7 +55,7 @@ def _exponentials(source, scale, beyond, found):  # type: ignore[no-untyped-def]
     """e**(entry - beyond) into `found`, their sum, and `_extremes`."""
     highest, lowest, total = i4(-(2**31)), i4(2**31 - 1), f4(0)
     for i in range(source.shape[0]):
-        value = entry(source[i]) * scale
+        value = entry(source[i]) if scale is None else entry(source[i]) * scale
         key = order(value)
         highest, lowest = i4(max(highest, key)), i4(min(lowest, key))
         e = exp(value - beyond)
@@ -210,11 +210,11 @@ def _renyi(row_a, row_b, scale, zp, zq, alpha, x, y, power):  # type: ignore[no-
         _load(row_a[begin : begin + n], scale, x[:n])
         _load(row_b[begin : begin + n], scale, y[:n])
         change += _powers(x[:n], y[:n], lp, lq, cp, cq, dz, f4(s), power[:n])
-        value = disorder(_extremes(power[:n], f4(1))[0])
+        value = disorder(_extremes(power[:n], None)[0])
         if value > highest:
             total *= math.exp(highest - np.float64(value))
             highest = np.float64(value)
-        total += _exponentials(power[:n], f4(1), f4(highest), x)[2]
+        total += _exponentials(power[:n], None, f4(highest), x)[2]
     if highest < -1e29:
         return math.inf
     log_sum = highest + math.log(total) + (np.float64(lp) - zp)
