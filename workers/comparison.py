@@ -164,7 +164,7 @@ def compare(
             a.stored()[part],
             b.stored()[part],
             size,
-            None if scale == 1 else f4(scale),
+            f4(scale),
             ids[part],
             sums,
             np.array(plan.orders, dtype=np.float64),

@@ -248,6 +248,14 @@ def _rank(row, scale, place):  # type: ignore[no-untyped-def]
 
 @compiled
 def compare_rows(a, b, size, scale, token_ids, plan, orders, out):  # type: ignore[no-untyped-def]
+    if scale == f4(1):
+        _compare_rows(a, b, size, None, token_ids, plan, orders, out)
+    else:
+        _compare_rows(a, b, size, scale, token_ids, plan, orders, out)
+
+
+@njit
+def _compare_rows(a, b, size, scale, token_ids, plan, orders, out):  # type: ignore[no-untyped-def]
     x, y, power = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     distances, hellinger, rank_of_b, rank_of_a, normalised = plan[0], plan[1], plan[2], plan[3], plan[4]
     blocks = (size + BLOCK - 1) // BLOCK

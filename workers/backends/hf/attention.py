@@ -17,7 +17,7 @@ from transformers.masking_utils import sdpa_mask
 #: What a model's configuration calls it.
 FOLDED: Final = "rl_onoff_folded"
 #: Options of other kinds of attention: transformers' own function knows what to do.
-_SPECIAL: Final = ("softcap", "position_bias", "s_aux", "output_attentions")
+_SPECIAL: Final = ("softcap", "position_bias", "s_aux")
 
 
 def fold_attention(model: Any) -> None:
