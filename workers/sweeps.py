@@ -1,8 +1,8 @@
 """The compiled loops of `workers.comparison`: both rows block by block, first for the normalisers, then the measures.
 
 With d = (y - x) + (log Z_p - log Z_q), where y - x is exact for neighbouring floats, equal rows give exactly 0, and
-values near 1e-8 keep their digits. Arithmetic is in float32, sums over blocks and normalisers in float64; what rounding
-a normaliser to float32 does to all probabilities of a row is undone by a factor.
+values near 1e-8 keep their digits. Arithmetic is in float32, but that of the likeliest tokens, of sums over blocks and of
+normalisers, which is in float64; what rounding a normaliser does to all probabilities of a row is undone by a factor.
 """
 
 from __future__ import annotations
@@ -12,113 +12,15 @@ import math
 import numpy as np
 from numba import njit
 
-from workers.vectorised import BLOCK, FAST, compiled, disorder, entry, exp, f4, i4, log_of_rest, order
-
-#: Stands for -inf and for anything below, so that no arithmetic meets an infinity.
-NOTHING = f4(-1e30)
+from workers.normaliser import NOTHING, exponentials, extremes, load, normaliser, scaled
+from workers.vectorised import BLOCK, FAST, compiled, disorder, exp, f4, i4, log_of_rest
 
 #: Of so many blocks of a row the exponentials are kept from the first sweep for the second: 0.9 MB for both rows.
 _KEPT = 56
-#: How far above the largest entry so far exponentials have their reference, so that few blocks are done twice.
-_HEADROOM = f4(8)
 
 # Columns of what `compare_rows` writes.
 (JS, KL_AB, KL_BA, TV, ENTROPY_A, ENTROPY_B, HELLINGER, TOP_A, TOP_B, BEST_A, BEST_B) = range(11)
 (RANK_OF_B, RANK_OF_A, TOKEN_A, TOKEN_B, FIRST_RENYI) = range(11, 16)
-
-
-@njit(inline="always", fastmath=FAST)
-def _scaled(stored, scale):  # type: ignore[no-untyped-def]
-    """An entry as float32, times `scale` if that is not None, -inf and what is below as `NOTHING`; NaN stays."""
-    value = entry(stored) if scale is None else entry(stored) * scale
-    return NOTHING if value < NOTHING else value
-
-
-@njit(fastmath=FAST)
-def _load(source, scale, target):  # type: ignore[no-untyped-def]
-    for i in range(source.shape[0]):
-        target[i] = _scaled(source[i], scale)
-
-
-@njit(fastmath=FAST)
-def _extremes(source, scale):  # type: ignore[no-untyped-def]
-    """The largest and the smallest entry as `order` has them; NaN lies beyond one or the other."""
-    highest, lowest = i4(-(2**31)), i4(2**31 - 1)
-    for i in range(source.shape[0]):
-        key = order(_scaled(source[i], scale))
-        highest, lowest = i4(max(highest, key)), i4(min(lowest, key))
-    return highest, lowest
-
-
-@njit(fastmath=FAST)
-def _exponentials(source, scale, beyond, found):  # type: ignore[no-untyped-def]
-    """e**(entry - beyond) into `found`, their sum, and `_extremes`."""
-    highest, lowest, total = i4(-(2**31)), i4(2**31 - 1), f4(0)
-    for i in range(source.shape[0]):
-        value = entry(source[i]) if scale is None else entry(source[i]) * scale
-        key = order(value)
-        highest, lowest = i4(max(highest, key)), i4(min(lowest, key))
-        e = exp(value - beyond)
-        found[i] = e
-        total += e
-    return highest, lowest, total
-
-
-@njit(fastmath=FAST)
-def _first(source, scale, value):  # type: ignore[no-untyped-def]
-    """Where `value` is first; the last place if nowhere."""
-    found = i4(source.shape[0] - 1)
-    for i in range(source.shape[0]):
-        found = i4(min(found, i4(i) if _scaled(source[i], scale) == value else i4(BLOCK)))
-    return found
-
-
-@njit(fastmath=FAST)
-def _sum(x):  # type: ignore[no-untyped-def]
-    total = f4(0)
-    for i in range(x.shape[0]):
-        total += x[i]
-    return total
-
-
-@njit
-def _normaliser(row, scale, sums, kept, references):  # type: ignore[no-untyped-def]
-    """Largest entry, its first place, log Z, and whether there are entries that need a closer look.
-
-    Exponentials are taken beyond a value a little above the largest entry so far, so that one loop finds both. Those
-    of block k stay in `kept[k]`, beyond `references[k]`; the last of `kept` is overwritten by all that find no place.
-    The largest entry's is added in float64: where it is nearly all, log-probabilities hang on the little that is not.
-    """
-    top, place, total, odd = i4(-(2**31)), 0, 0.0, False
-    reference = f4(-math.inf)
-    least, most = order(NOTHING), order(f4(math.inf))
-    for begin in range(0, row.shape[0], BLOCK):
-        k = begin // BLOCK
-        block = row[begin : begin + BLOCK]
-        exps, subtotal = kept[min(k, kept.shape[0] - 1), : block.shape[0]], 0.0
-        if sums and begin > 0:
-            highest, lowest, subtotal = _exponentials(block, scale, reference, exps)
-        else:
-            highest, lowest = _extremes(block, scale)
-        odd |= highest >= most or lowest <= least
-        value = disorder(highest)
-        if sums and not value <= reference:
-            raised = value + _HEADROOM
-            total *= math.exp(np.float64(reference) - np.float64(raised))
-            reference = raised
-            subtotal = _exponentials(block, scale, reference, exps)[2]
-        if highest > top:
-            first = _first(block, scale, value)
-            top, place = highest, begin + first
-            if sums:
-                exact = math.exp(np.float64(value) - np.float64(reference))
-                exps[first] = 0
-                subtotal = _sum(exps) + exact
-                exps[first] = exact
-        if sums:
-            total += subtotal
-            references[k] = reference
-    return disorder(top), place, (np.float64(reference) + math.log(total) if sums else 0.0), odd
 
 
 @njit
@@ -140,7 +42,7 @@ def _distances(a, b, scale, exp_x, exp_y, lp, lq, cp, cq, dz):  # type: ignore[n
     """Sums of a block, whose probabilities are `cp * exp_x` and `cq * exp_y`."""
     s0, s1, s2, s3, s4, s5 = f4(0), f4(0), f4(0), f4(0), f4(0), f4(0)
     for i in range(a.shape[0]):
-        x, y = _scaled(a[i], scale), _scaled(b[i], scale)
+        x, y = scaled(a[i], scale), scaled(b[i], scale)
         p, q = cp * exp_x[i], cq * exp_y[i]
         d = (y - x) + dz
         size = abs(d)
@@ -161,6 +63,31 @@ def _distances(a, b, scale, exp_x, exp_y, lp, lq, cp, cq, dz):  # type: ignore[n
         s4 += p * (x - lp)
         s5 += q * (y - lq)
     return s0, s1, s2, s3, s4, s5
+
+
+@njit
+def _add(sums, terms):  # type: ignore[no-untyped-def]
+    for i in range(6):
+        sums[i] += terms[i]
+
+
+@njit
+def _of_one(x, y, zp, zq, lp, lq):  # type: ignore[no-untyped-def]
+    """What `_distances` sums, of one token in float64."""
+    p, q = math.exp(x - zp), math.exp(y - zq)
+    d = (y - x) + (zp - zq)
+    if abs(d) < 1:
+        up, down = math.expm1(d), math.expm1(-d)
+        s0 = -p * math.log1p(0.5 * up) - q * math.log1p(0.5 * down)
+        s1, s2, s3 = p * (up - d), q * (down + d), p * abs(up)
+    else:
+        log_m = math.log(0.5 * (p + q))
+        s0, s1, s2, s3 = 0.0, q - p, p - q, abs(q - p)
+        if p > 0:
+            s0, s1 = s0 + p * (x - zp - log_m), s1 - p * d
+        if q > 0:
+            s0, s2 = s0 + q * (y - zq - log_m), s2 + q * d
+    return s0, s1, s2, s3, p * (x - lp), q * (y - lq)
 
 
 @njit(fastmath=FAST)
@@ -207,14 +134,14 @@ def _renyi(row_a, row_b, scale, zp, zq, alpha, x, y, power):  # type: ignore[no-
     highest, total, change = -math.inf, 0.0, 0.0
     for begin in range(0, row_a.shape[0], BLOCK):
         n = min(BLOCK, row_a.shape[0] - begin)
-        _load(row_a[begin : begin + n], scale, x[:n])
-        _load(row_b[begin : begin + n], scale, y[:n])
+        load(row_a[begin : begin + n], scale, x[:n])
+        load(row_b[begin : begin + n], scale, y[:n])
         change += _powers(x[:n], y[:n], lp, lq, cp, cq, dz, f4(s), power[:n])
-        value = disorder(_extremes(power[:n], None)[0])
+        value = disorder(extremes(power[:n], None)[0])
         if value > highest:
             total *= math.exp(highest - np.float64(value))
             highest = np.float64(value)
-        total += _exponentials(power[:n], None, f4(highest), x)[2]
+        total += exponentials(power[:n], None, f4(highest), x)[2]
     if highest < -1e29:
         return math.inf
     log_sum = highest + math.log(total) + (np.float64(lp) - zp)
@@ -228,7 +155,7 @@ def _support(row_a, row_b, scale):  # type: ignore[no-untyped-def]
     """Whether A, and whether B, excludes a token the other can emit; and whether an entry is NaN or +inf."""
     a_lacks, b_lacks, wrong = False, False, False
     for i in range(row_a.shape[0]):
-        x, y = _scaled(row_a[i], scale), _scaled(row_b[i], scale)
+        x, y = scaled(row_a[i], scale), scaled(row_b[i], scale)
         a_lacks |= x == NOTHING and y != NOTHING
         b_lacks |= y == NOTHING and x != NOTHING
         wrong |= not (x < math.inf and y < math.inf)
@@ -238,11 +165,11 @@ def _support(row_a, row_b, scale):  # type: ignore[no-untyped-def]
 @njit(fastmath=FAST)
 def _rank(row, scale, place):  # type: ignore[no-untyped-def]
     """1 for the best; of equals the first is ahead."""
-    value, ahead = _scaled(row[place], scale), i4(1)
+    value, ahead = scaled(row[place], scale), i4(1)
     for i in range(row.shape[0]):
-        ahead += i4(_scaled(row[i], scale) > value)
+        ahead += i4(scaled(row[i], scale) > value)
     for i in range(place):
-        ahead += i4(_scaled(row[i], scale) == value)
+        ahead += i4(scaled(row[i], scale) == value)
     return np.float64(ahead)
 
 
@@ -264,8 +191,8 @@ def _compare_rows(a, b, size, scale, token_ids, plan, orders, out):  # type: ign
     references_p, references_q = np.empty(blocks, np.float32), np.empty(blocks, np.float32)
     for t in range(a.shape[0]):
         row_a, row_b, found = a[t, :size], b[t, :size], out[t]
-        top_p, best_p, zp, odd_p = _normaliser(row_a, scale, not normalised, exp_x, references_p)
-        top_q, best_q, zq, odd_q = _normaliser(row_b, scale, not normalised, exp_y, references_q)
+        top_p, best_p, zp, odd_p = normaliser(row_a, scale, not normalised, exp_x, references_p)
+        top_q, best_q, zq, odd_q = normaliser(row_b, scale, not normalised, exp_y, references_q)
         a_lacks, b_lacks, wrong = False, False, False
         if odd_p or odd_q:
             a_lacks, b_lacks, wrong = _support(row_a, row_b, scale)
@@ -276,12 +203,17 @@ def _compare_rows(a, b, size, scale, token_ids, plan, orders, out):  # type: ign
         rest_p, rest_q = zp - np.float64(lp), zq - np.float64(lq)
         found[BEST_A], found[BEST_B] = best_p, best_q
         found[TOP_A], found[TOP_B] = math.exp(np.float64(top_p) - zp), math.exp(np.float64(top_q) - zq)
-        token_p = np.float64(_scaled(row_a[token_ids[t]], scale))
-        token_q = np.float64(_scaled(row_b[token_ids[t]], scale))
+        token_p = np.float64(scaled(row_a[token_ids[t]], scale))
+        token_q = np.float64(scaled(row_b[token_ids[t]], scale))
         found[TOKEN_A] = token_p - zp if token_p > NOTHING else -math.inf
         found[TOKEN_B] = token_q - zq if token_q > NOTHING else -math.inf
         if distances:
-            js, kl_ab, kl_ba, tv, entropy_a, entropy_b = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+            # The likeliest tokens apart, in float64: where they are nearly all, so is their error.
+            sums = np.zeros(6)
+            for i in range(1 if best_p == best_q else 2):
+                place = best_q if i else best_p
+                one, other = np.float64(scaled(row_a[place], scale)), np.float64(scaled(row_b[place], scale))
+                _add(sums, _of_one(one, other, zp, zq, np.float64(lp), np.float64(lq)))
             for begin in range(0, size, BLOCK):
                 block_a, block_b = row_a[begin : begin + BLOCK], row_b[begin : begin + BLOCK]
                 k = begin // BLOCK
@@ -289,28 +221,24 @@ def _compare_rows(a, b, size, scale, token_ids, plan, orders, out):  # type: ign
                 if k < kept:
                     factor_p, factor_q = _factor(references_p[k], zp), _factor(references_q[k], zq)
                 else:
-                    _exponentials(block_a, scale, lp, exps_p)
-                    _exponentials(block_b, scale, lq, exps_q)
-                s0, s1, s2, s3, s4, s5 = _distances(
-                    block_a, block_b, scale, exps_p, exps_q, lp, lq, factor_p, factor_q, dz
-                )
-                js += s0
-                kl_ab += s1
-                kl_ba += s2
-                tv += s3
-                entropy_a -= s4
-                entropy_b -= s5
+                    exponentials(block_a, scale, lp, exps_p)
+                    exponentials(block_b, scale, lq, exps_q)
+                for place in (best_p, best_q):
+                    if begin <= place < begin + BLOCK:
+                        exps_p[place - begin] = exps_q[place - begin] = 0
+                _add(sums, _distances(block_a, block_b, scale, exps_p, exps_q, lp, lq, factor_p, factor_q, dz))
+            js, kl_ab, kl_ba, tv, log_p, log_q = sums
             found[JS] = min(0.5 * js, math.log(2.0))  # rounding may carry disjoint rows a little beyond
             found[KL_AB] = math.inf if b_lacks else max(kl_ab, 0.0)
             found[KL_BA] = math.inf if a_lacks else max(kl_ba, 0.0)
             found[TV] = min(0.5 * tv, 1.0)
-            found[ENTROPY_A], found[ENTROPY_B] = max(entropy_a + rest_p, 0.0), max(entropy_b + rest_q, 0.0)
+            found[ENTROPY_A], found[ENTROPY_B] = max(rest_p - log_p, 0.0), max(rest_q - log_q, 0.0)
         if hellinger:
             root_cp, root_cq, roots = f4(math.sqrt(cp)), f4(math.sqrt(cq)), 0.0
             for begin in range(0, size, BLOCK):
                 n = min(BLOCK, size - begin)
-                _load(row_a[begin : begin + n], scale, x[:n])
-                _load(row_b[begin : begin + n], scale, y[:n])
+                load(row_a[begin : begin + n], scale, x[:n])
+                load(row_b[begin : begin + n], scale, y[:n])
                 roots += _root_gaps(x[:n], y[:n], lp, lq, root_cp, root_cq, dz)
             found[HELLINGER] = min(math.sqrt(0.5 * roots), 1.0)
         if rank_of_b:

@@ -35,7 +35,10 @@ use_whole_vectors()
 
 
 def compiled(function: Any) -> Any:
-    """Compiled once a machine where a cache can be written, once a process where not (a read-only image, no home)."""
+    """Compiled once a machine where a cache can be written, once a process where not (a read-only image, no home).
+
+    The cache knows the function's own file alone: after a change to a loop it calls in another, touch that file.
+    """
     try:
         return njit(cache=True, nogil=True)(function)
     except RuntimeError:
