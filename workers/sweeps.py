@@ -1,8 +1,8 @@
 """The compiled loops of `workers.comparison`: both rows block by block, first for the normalisers, then the measures.
 
 With d = (y - x) + (log Z_p - log Z_q), where y - x is exact for neighbouring floats, equal rows give exactly 0, and
-values near 1e-8 keep their digits. Arithmetic is in float32, but that of the likeliest tokens, of sums over blocks and of
-normalisers, which is in float64; what rounding a normaliser does to all probabilities of a row is undone by a factor.
+values near 1e-8 keep their digits. Arithmetic is in float32, but for the likeliest tokens, sums over blocks, and
+normalisers, where it is in float64; what rounding these does to all probabilities of a row is undone by a factor.
 """
 
 from __future__ import annotations
