@@ -17,9 +17,15 @@ _HEADROOM = f4(8)
 
 
 @njit(inline="always", fastmath=FAST)
+def _times(stored, scale):  # type: ignore[no-untyped-def]
+    """An entry as float32, times `scale` if that is not None."""
+    return entry(stored) if scale is None else entry(stored) * scale
+
+
+@njit(inline="always", fastmath=FAST)
 def scaled(stored, scale):  # type: ignore[no-untyped-def]
-    """An entry as float32, times `scale` if that is not None, -inf and what is below as `NOTHING`; NaN stays."""
-    value = entry(stored) if scale is None else entry(stored) * scale
+    """The same, -inf and what is below as `NOTHING`; NaN stays."""
+    value = _times(stored, scale)
     return NOTHING if value < NOTHING else value
 
 
@@ -44,7 +50,7 @@ def exponentials(source, scale, beyond, found):  # type: ignore[no-untyped-def]
     """e**(entry - beyond) into `found`, their sum, and `extremes`."""
     highest, lowest, total = i4(-(2**31)), i4(2**31 - 1), f4(0)
     for i in range(source.shape[0]):
-        value = entry(source[i]) if scale is None else entry(source[i]) * scale
+        value = _times(source[i], scale)
         key = order(value)
         highest, lowest = i4(max(highest, key)), i4(min(lowest, key))
         e = exp(value - beyond)
