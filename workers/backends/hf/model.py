@@ -28,33 +28,31 @@ PASS_TOKENS = {"cpu": PREFILL_CHUNK, "cuda": 4 * PREFILL_CHUNK}
 
 
 class HFModel:
-    """One model, or one side of a LoRA pair: `scope` is entered around every forward pass.
+    """One model, or one side of a LoRA pair: `scope` is entered around every forward pass through its `cache`.
 
     Rows are handed out on the device `meeting`: those of two models on two GPUs are compared on one of them.
     """
 
     def __init__(
         self,
-        model: Any,
         info: ModelInfo,
         engine: Engine,
-        sequences: int,
+        cache: SlotCache,
         scope: Callable[[], AbstractContextManager[Any]] = nullcontext,
-        least: int = 1,
         head: Head | None = None,
         meeting: torch.device | None = None,
     ) -> None:
         self.info = info
-        self._meeting = meeting or model.device
+        self._meeting = meeting or cache.device
         self.head = head
         self.engine = engine
         self._scope = scope
-        self._cache = SlotCache(model, sequences, info.max_len, least)
-        self._free = [Slot(i) for i in range(sequences)]
+        self._cache = cache
+        self._free = [Slot(i) for i in range(cache.slots)]
         self._busy: list[Slot] = []
-        self._places = asyncio.Semaphore(sequences)
+        self._places = asyncio.Semaphore(cache.slots)
         self._clock = itertools.count()
-        self.pass_tokens = PASS_TOKENS.get(model.device.type, PREFILL_CHUNK)
+        self.pass_tokens = PASS_TOKENS.get(cache.device.type, PREFILL_CHUNK)
         self._last_used: dict[int, int] = {}
 
     @asynccontextmanager

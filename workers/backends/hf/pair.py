@@ -20,12 +20,21 @@ from workers.backends.hf import load as loading
 from workers.backends.hf import vocabulary as vocabularies
 from workers.backends.hf.attention import fold_attention
 from workers.backends.hf.engine import Engine
+from workers.backends.hf.graphs import recorder_on
 from workers.backends.hf.head import taken_apart
 from workers.backends.hf.invariant import make_invariant
 from workers.backends.hf.load import Loaded
 from workers.backends.hf.model import HFModel
 from workers.backends.hf.packed import pack
-from workers.backends.hf.selfcheck import check_cache, memory_warnings, noise_floors, pass_costs
+from workers.backends.hf.selfcheck import (
+    MakeCache,
+    check_cache,
+    memory_warnings,
+    noise_floors,
+    pass_costs,
+    recordings_fail,
+)
+from workers.backends.hf.slots import SlotCache
 from workers.backends.hf.vocabulary import kept_eos
 from workers.backends.hf.wide import tile_head
 from workers.costs import PassCosts
@@ -46,6 +55,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     float32_head: logits in float32 whatever the model's dtype. threads: torch's CPU threads (default: torch's own).
     allow_extra_tokens: serve a pair of which one tokenizer has ids the other lacks; these are cut from both.
     packed: keep wide linear layers in the form a processor's kernels read; the plain weights are given up.
+    graphs: on a GPU, record small forward passes and replay them (CUDA graphs).
     strict: rows do not depend on what is computed with them, so that lookahead equals lock-step in half precision too.
     Costs what docs/lookahead.md measured.
     """
@@ -54,6 +64,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     threads: int | None = None
     allow_extra_tokens: bool = False
     packed: bool = True
+    graphs: bool = True
     strict: bool = False
 
 
@@ -143,12 +154,18 @@ def _load(spec: WorkerSpec) -> HFPair:
     for info in infos:
         if info.device.startswith("cuda"):
             works(info.device)  # compiles them before the first request
-    noise = noise_floors(both, infos, scopes, least, spec.sequences)
-    costs = pass_costs(both, infos, scopes, least, spec.sequences)
+    caches, unrecorded = [], []
+    for model, info, scope in zip(both, infos, scopes, strict=True):
+        make, failure = _cache_maker(model, info, scope, least, options.graphs)
+        caches.append(make)
+        if failure is not None:
+            unrecorded.append(f"model {info.name}: forward passes are not recorded as CUDA graphs: {failure}")
+    noise = noise_floors(caches, infos, scopes, spec.sequences)
+    costs = pass_costs(caches, infos, scopes, spec.sequences)
     engine = Engine()
     model_a, model_b = (
-        HFModel(one.model, info, engine, spec.sequences, scope, least, taken_apart(one.model, scope), a.model.device)
-        for one, info, scope in zip((a, b), infos, scopes, strict=True)
+        HFModel(info, engine, make(spec.sequences), scope, taken_apart(model, scope), a.model.device)
+        for model, info, make, scope in zip(both, infos, caches, scopes, strict=True)
     )
     return HFPair(
         PairInfo(
@@ -160,7 +177,7 @@ def _load(spec: WorkerSpec) -> HFPair:
             b=infos[1],
             tokenizer=vocabularies.tokenizer_json(a.tokenizer, spec.a.name),
             special_tokens={k: v for k, v in a.tokenizer.special_tokens_map.items() if isinstance(v, str)},
-            warnings=[*vocabulary.warnings, *memory_warnings(both, infos, spec.sequences)],
+            warnings=[*vocabulary.warnings, *unrecorded, *memory_warnings(both, infos, spec.sequences)],
             noise=noise,
         ),
         engine,
@@ -168,6 +185,26 @@ def _load(spec: WorkerSpec) -> HFPair:
         model_b,
         costs,
     )
+
+
+def _cache_maker(
+    model: Any, info: ModelInfo, scope: Callable[[], AbstractContextManager[Any]], least: int, graphs: bool
+) -> tuple[MakeCache, str | None]:
+    """What makes caches of the model, with recordings where the device gains by them; why not, if these were to be."""
+
+    def plain(slots: int) -> SlotCache:
+        return SlotCache(model, slots, info.max_len, least)
+
+    make_recorder = recorder_on(model.device) if graphs else None
+    if make_recorder is None:
+        return plain, None
+
+    def recorded(slots: int) -> SlotCache:
+        return SlotCache(model, slots, info.max_len, least, make_recorder)
+
+    with scope():
+        failure = recordings_fail(plain, recorded, info)
+    return (recorded if failure is None else plain), failure
 
 
 def _with_adapter(base: Any, adapter: str) -> tuple[Any, tuple[Callable[[], AbstractContextManager[Any]], ...]]:

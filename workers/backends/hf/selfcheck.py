@@ -1,8 +1,9 @@
-"""What is tried out when a pair is loaded: that the cache gives the model's rows, how far rounding moves them, and what
-passes cost."""
+"""What is tried out when a pair is loaded: that the cache gives the model's rows and recordings what they record, how
+far rounding moves rows, and what passes cost."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -21,10 +22,17 @@ from workers.wire import ModelInfo, SamplingParams
 
 #: Tokens, and how many of them go into one pass, when rounding is measured.
 _SAMPLE, _TOGETHER = 32, 8
+#: How far logits may be off in single and in half precision, of their spread: rounding grows with them, while a wrong
+#: cache is off by all of it. Some architectures compute a softmax or a norm in float32 whatever the dtype.
+_TOLERANCE, _TOLERANCE_HALF = 1e-3, 0.1
+#: Passes that are recorded to see whether that works: these numbers of sequences and of tokens, so many times.
+_RECORDED_ROWS, _RECORDED_TOKENS, _RECORDED_TIMES = (1, 3), (1, 4), 4
 #: Passes that are timed: this many sequences at most, with each of these numbers of tokens.
 _ROWS, _TOKENS = 8, (1, 2, 4, 8, 16)
 #: They are repeated until one of these is reached.
 _REPEATS, _SECONDS = 5, 3.0
+#: What the cache makes of a model: how many slots it is to have.
+MakeCache = Callable[[int], SlotCache]
 
 
 @torch.inference_mode()
@@ -36,9 +44,7 @@ def check_cache(model: Any, info: ModelInfo) -> None:
     generator = torch.Generator().manual_seed(0)
     first, second = torch.randint(info.vocab_size, (2, 12), generator=generator).tolist()
     second[:5] = first[:5]
-    # Relative to the spread of the logits: rounding grows with them, while a wrong cache is off by all of it. Some
-    # architectures compute a softmax or a norm in float32 whatever the dtype.
-    tolerance = 1e-3 if info.dtype in ("float64", "float32") else 0.1
+    tolerance = _tolerance(info)
     try:
         cache, slot = SlotCache(model, 2, info.max_len), Slot(1)
         for ids, start in ((first, 0), (second, 5)):
@@ -53,6 +59,33 @@ def check_cache(model: Any, info: ModelInfo) -> None:
         raise UnsupportedModel(
             f"model {info.name} ({kind}) cannot be run with a cache that rolls back: {error}"
         ) from error
+
+
+def _tolerance(info: ModelInfo) -> float:
+    return _TOLERANCE if info.dtype in ("float64", "float32") else _TOLERANCE_HALF
+
+
+@torch.inference_mode()
+def recordings_fail(plain: MakeCache, recorded: MakeCache, info: ModelInfo) -> str | None:
+    """Why passes of this model cannot be recorded and replayed, if so: they are tried, on tokens that differ each time.
+
+    `recorded` makes a cache that records, `plain` one that does not.
+    """
+    generator = torch.Generator().manual_seed(0)
+    caches = plain(_RECORDED_ROWS[-1]), recorded(_RECORDED_ROWS[-1])
+    found: tuple[list[torch.Tensor], ...] = ([], [])
+    for rows, tokens in itertools.product(_RECORDED_ROWS, _RECORDED_TOKENS):
+        starts = [min(3 * i, info.max_len - tokens) for i in range(rows)]
+        slots = [Slot(i) for i in range(rows)]
+        for _ in range(_RECORDED_TIMES):
+            ids = torch.randint(info.vocab_size, (rows, tokens), generator=generator).tolist()
+            for cache, logits in zip(caches, found, strict=True):
+                logits += cache.forward(slots, ids, starts, [tokens] * rows)
+            if (graphs := caches[1].graphs) is not None and graphs.failure is not None:
+                return str(graphs.failure)
+    want, have = (torch.cat(logits).double() for logits in found)
+    gap = (have - want).std() / want.std()
+    return None if gap <= _tolerance(info) else f"their logits are off by {gap:.2g} of their spread"
 
 
 def memory_warnings(models: Sequence[Any], infos: Sequence[ModelInfo], sequences: int) -> list[str]:
@@ -78,10 +111,9 @@ def memory_warnings(models: Sequence[Any], infos: Sequence[ModelInfo], sequences
 
 @torch.inference_mode()
 def noise_floors(
-    models: Sequence[Any],
+    makers: Sequence[MakeCache],
     infos: Sequence[ModelInfo],
     scopes: Sequence[Callable[[], AbstractContextManager[Any]]],
-    least: int,
     sequences: int,
 ) -> dict[str, float]:
     """How far signals move with the shape of the pass, over a text that A writes.
@@ -91,9 +123,9 @@ def noise_floors(
     count = min(_SAMPLE, infos[0].max_len - 1, infos[1].max_len - 1)
     text: list[int] = [0]
     shapes = []
-    for model, info, scope in zip(models, infos, scopes, strict=True):
-        beside = min(sequences, _ROWS)
-        cache, slots = SlotCache(model, beside, info.max_len, least), [Slot(i) for i in range(beside)]
+    beside = min(sequences, _ROWS)
+    for make, info, scope in zip(makers, infos, scopes, strict=True):
+        cache, slots = make(beside), [Slot(i) for i in range(beside)]
         rows = partial(_rows, cache, info.vocab_size)
         with scope():
             alone = []
@@ -118,10 +150,9 @@ def _rows(cache: SlotCache, vocab_size: int, slots: list[Slot], tokens: list[int
 
 @torch.inference_mode()
 def pass_costs(
-    models: Sequence[Any],
+    makers: Sequence[MakeCache],
     infos: Sequence[ModelInfo],
     scopes: Sequence[Callable[[], AbstractContextManager[Any]]],
-    least: int,
     sequences: int,
 ) -> dict[Lead, MeasuredCosts]:
     """What passes of one sequence and of several cost, each the least of a few times.
@@ -131,7 +162,7 @@ def pass_costs(
     """
     rows = min(sequences, _ROWS)
     sizes = [(n, tokens) for n in sorted({1, rows}) for tokens in _TOKENS if tokens < min(i.max_len for i in infos)]
-    caches = [SlotCache(model, rows, info.max_len, least) for model, info in zip(models, infos, strict=True)]
+    caches = [make(rows) for make in makers]
     slots = [Slot(i) for i in range(rows)]
     seconds: tuple[dict[tuple[int, int], float], ...] = ({}, {})
     begin = time.perf_counter()

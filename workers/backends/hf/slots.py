@@ -8,6 +8,7 @@ Sliding-window layers keep all positions and differ only in their mask.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from workers.backends.hf.attention import FOLDED
+from workers.backends.hf.graphs import Graphs, Recorder, Shape
 
 _BUCKET = 64
 
@@ -40,6 +42,7 @@ class Slot:
 class _Pass:
     """Where one forward pass reads and writes."""
 
+    rows: torch.Tensor  # [n, 1]: the slot of each row
     slots: slice | torch.Tensor  # of the rows: a slice where they are neighbours, which reads without a copy
     positions: slice | torch.Tensor  # of the new tokens: a slice where all rows have the same, else [n, t]
     length: int  # positions 0..length-1 are read
@@ -89,7 +92,7 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
             if isinstance(at.positions, slice):
                 states[at.slots, :, at.positions] = new
             else:
-                states.transpose(1, 2)[self.store.rows, at.positions] = new.transpose(1, 2)
+                states.transpose(1, 2)[at.rows, at.positions] = new.transpose(1, 2)
         return self.keys[at.slots, :, : at.length], self.values[at.slots, :, : at.length]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -111,14 +114,21 @@ def cache_keyword(model: Any) -> str:
 class SlotCache:
     """The cache of one model and the forward passes through it.
 
-    Passes have at least `least` tokens a row, the rest filled.
+    Passes have at least `least` tokens a row, the rest filled. With `make_recorder` small ones are recorded and
+    replayed.
     """
 
-    def __init__(self, model: Any, slots: int, max_len: int, least: int = 1) -> None:
+    def __init__(
+        self,
+        model: Any,
+        slots: int,
+        max_len: int,
+        least: int = 1,
+        make_recorder: Callable[[], Recorder] | None = None,
+    ) -> None:
         config = model.config.get_text_config()
         self.slots, self.max_len, self.capacity, self.least = slots, max_len, 0, least
         self.current: _Pass
-        self.rows: torch.Tensor  # [n, 1] slot of each row of the pass
         self._model = model
         self._layers = [_SlotLayer(self) for _ in range(config.num_hidden_layers)]
         self._cache = Cache(layers=self._layers)
@@ -137,6 +147,7 @@ class SlotCache:
             kinds = {"sliding_attention" if self._window else "full_attention"}
         self._kinds = kinds
         self.device: torch.device = model.device
+        self.graphs = Graphs(make_recorder, self._recorded_pass, self.device) if make_recorder else None
 
     def copy(self, source: Slot, target: Slot, length: int) -> None:
         """Give `target` the first `length` tokens of `source`."""
@@ -155,40 +166,57 @@ class SlotCache:
         without its head, hidden states `[keeps[i], H]` come back instead.
         """
         count = max(self.least, *map(len, tokens))
+        replayed = self.graphs.filled(len(slots), count) if self.graphs is not None and decoder is None else None
+        count = replayed or count
         filled = [new + new[-1:] * (count - len(new)) for new in tokens]
-        skipped = min(len(new) - keep for new, keep in zip(tokens, keeps, strict=True))
         end = max(starts) + count
         self._reserve(end)
-        first = torch.tensor(starts, device=self.device)
-        positions = first[:, None] + torch.arange(count, device=self.device)
-        length = min(-(-end // _BUCKET) * _BUCKET, self.capacity)
         indices = [slot.index for slot in slots]
-        self.rows = torch.tensor(indices, device=self.device)[:, None]
-        neighbours = indices == list(range(indices[0], indices[0] + len(indices)))
-        alike = starts.count(starts[0]) == len(starts)
-        self.current = _Pass(
-            slice(indices[0], indices[0] + len(indices)) if neighbours else self.rows[:, 0],
-            slice(starts[0], end) if alike else positions,
-            length,
-        )
         for slot, new, start in zip(slots, tokens, starts, strict=True):
             slot.ids[start:] = new
-        inputs = {
-            "input_ids": torch.tensor(filled, device=self.device),
-            "attention_mask": self._masks(positions, length),
-            "position_ids": positions.clamp(max=self.max_len - 1),  # of fillings alone
-            "use_cache": True,
-            self._keyword: self._cache,
-        }
-        logits: torch.Tensor
-        if decoder is None:
-            logits = self._model(**inputs, logits_to_keep=count - skipped).logits
+        if self.graphs is not None and replayed is not None:
+            skipped = 0
+            logits = self.graphs.logits(indices, starts, filled, self.capacity)
         else:
-            logits = decoder(**inputs).last_hidden_state[:, skipped:]
+            skipped = min(len(new) - keep for new, keep in zip(tokens, keeps, strict=True))
+            positions = torch.tensor(starts, device=self.device)[:, None] + torch.arange(count, device=self.device)
+            rows = torch.tensor(indices, device=self.device)[:, None]
+            neighbours = indices == list(range(indices[0], indices[0] + len(indices)))
+            alike = starts.count(starts[0]) == len(starts)
+            self.current = _Pass(
+                rows,
+                slice(indices[0], indices[0] + len(indices)) if neighbours else rows[:, 0],
+                slice(starts[0], end) if alike else positions,
+                min(-(-end // _BUCKET) * _BUCKET, self.capacity),
+            )
+            logits = self._pass(torch.tensor(filled, device=self.device), positions, skipped, decoder)
         return [
             row[len(new) - keep - skipped : len(new) - skipped]
             for row, new, keep in zip(logits, tokens, keeps, strict=True)
         ]
+
+    def _recorded_pass(self, shape: Shape, given: torch.Tensor) -> torch.Tensor:
+        """As `Graphs` wants it."""
+        rows, positions = given[:, :1], given[:, 1:2] + torch.arange(shape.tokens, device=self.device)
+        slots = rows[:, 0] if shape.begin is None else slice(shape.begin, shape.begin + shape.rows)
+        self.current = _Pass(rows, slots, positions, shape.length)
+        return self._pass(given[:, 2:], positions, 0)
+
+    def _pass(self, ids: torch.Tensor, positions: torch.Tensor, skipped: int, decoder: Any = None) -> torch.Tensor:
+        """Logits or hidden states `[n, t - skipped, ...]` of tokens `[n, t]`, read and written where `current` says."""
+        inputs = {
+            "input_ids": ids,
+            "attention_mask": self._masks(positions, self.current.length),
+            "position_ids": positions.clamp(max=self.max_len - 1),  # of fillings alone
+            "use_cache": True,
+            self._keyword: self._cache,
+        }
+        found: torch.Tensor
+        if decoder is None:
+            found = self._model(**inputs, logits_to_keep=ids.shape[1] - skipped).logits
+        else:
+            found = decoder(**inputs).last_hidden_state[:, skipped:]
+        return found
 
     def forget(self, slots: list[Slot]) -> None:
         """After a pass that failed half-way, nothing is known of what these slots hold."""
@@ -203,6 +231,8 @@ class SlotCache:
 
     def _reserve(self, length: int) -> None:
         if length > self.capacity:
+            if self.graphs is not None:
+                self.graphs.clear()
             wanted = max(length, 2 * self.capacity, 4 * _BUCKET)
             capacity = max(length, min(-(-wanted // _BUCKET) * _BUCKET, self.max_len + _BUCKET))
             for layer in self._layers:
