@@ -16,7 +16,6 @@ import numpy.typing as npt
 from rl_onoff import divergence
 from workers import sweeps
 from workers.threads import in_parts
-from workers.vectorised import f4
 
 #: Orders of Rényi's divergence so close to 1, but 1 itself, are no matter for float32.
 _NEAR_ONE: Final = 0.05
@@ -68,12 +67,18 @@ class Rows(NamedTuple):
             return (row.astype(np.uint32) << 16).view(np.float32)
         return row.view(np.float16).astype(np.float32) if self.form == "float16" else row
 
+    def part(self, rows: slice) -> Rows:
+        return Rows(self.values[rows], self.form)
+
     def widened(self) -> Rows:
         """All rows in float32."""
         if self.form == "float32":
             return self
         count, size = self.values.shape
-        return Rows(np.stack([self.float32(t, size) for t in range(count)]), "float32")
+        wide = np.empty((count, size), np.float32)
+        for t in range(count):
+            wide[t] = self.float32(t, size)
+        return Rows(wide, "float32")
 
 
 class Compared(NamedTuple):
@@ -86,6 +91,15 @@ class Compared(NamedTuple):
     logprobs_a: Column
     logprobs_b: Column
     top1_agree: Column
+
+    @classmethod
+    def joined(cls, parts: Sequence[Compared]) -> Compared:
+        """Of consecutive positions; of one part at least."""
+        if len(parts) == 1:
+            return parts[0]
+        measures = {name: np.concatenate([part.measures[name] for part in parts]) for name in parts[0].measures}
+        rest = (np.concatenate(columns) for columns in zip(*(part[1:] for part in parts), strict=True))
+        return cls(measures, *rest)
 
 
 class Plan(NamedTuple):
@@ -164,7 +178,7 @@ def compare(
             a.stored()[part],
             b.stored()[part],
             size,
-            f4(scale),
+            scale,
             ids[part],
             sums,
             np.array(plan.orders, dtype=np.float64),
@@ -176,7 +190,8 @@ def compare(
         if 0 < abs(1 - abs(alpha)) < _NEAR_ONE:
             p, q = (a, b) if alpha > 0 else (b, a)
             out[:, column] = np.where(np.isnan(out[:, column]), math.nan, _renyi(p, q, size, scale, abs(alpha)))
-    return plan.compared(out, lambda k: _overlaps(a, b, size, k))
+    wrong = np.isnan(out[:, sweeps.BEST_A])
+    return plan.compared(out, lambda k: np.where(wrong, math.nan, _overlaps(a, b, size, k)))
 
 
 def _agreement(out: Column) -> Column:

@@ -16,6 +16,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import array_api_compat
+import numpy as np
 
 from rl_onoff import divergence
 from rl_onoff.philox import STREAM_TOKENS
@@ -129,27 +130,31 @@ def _compare(
     tops, totals = empty(count, parts, 2), empty(count, parts, 2)
     places, flags = empty(count, parts, 2, dtype=torch.int32), empty(count, parts, dtype=torch.int32)
     sizes = {"entries": loops.PART, "block": loops.BLOCK}
-    loops.normalisers[grid](a, b, tops, totals, places, flags, a.stride(0), b.stride(0), size, scale, **sizes)
+    rounded = np.float32(scale)
+    factors = (float(rounded), scale - float(rounded))
+    loops.normalisers[grid](a, b, tops, totals, places, flags, a.stride(0), b.stride(0), size, *factors, **sizes)
     top = tops.amax(1)
     best = torch.where(tops == top[:, None], places, size).amin(1).clamp(max=size - 1)
     wide = top.double()
-    log_z = wide + (totals.double() * (tops.double() - wide[:, None]).exp()).sum(1).log()
+    # Beyond the largest entry.
+    log_z = (totals.double() * (scale * (tops.double() - wide[:, None])).exp()).sum(1).log()
     if normalised:
-        log_z = torch.zeros_like(log_z)
+        log_z = -scale * wide
     a_lacks, b_lacks, odd = (((flags & bit) != 0).any(1) for bit in (loops.A_LACKS, loops.B_LACKS, loops.WRONG))
 
-    rounded = log_z.float()
-    rest = log_z - rounded.double()
-    shifts = torch.cat([rounded, (-rest).exp().float(), (log_z[:, :1] - log_z[:, 1:]).float()], 1)
+    rest = log_z - log_z.float().double()
+    apart = scale * (wide[:, :1] - wide[:, 1:]) + (log_z[:, :1] - log_z[:, 1:])
+    lacking = apart - apart.float().double()
+    shifts = torch.cat([top, log_z.float(), (-rest).exp().float(), apart.float(), lacking.float()], 1)
     best_b_a = best[:, [1, 0]].contiguous()  # as the loop wants them: A's row is read at B's best token
-    values = torch.cat([a.gather(1, best_b_a[:, :1].long()), b.gather(1, best_b_a[:, 1:].long())], 1).float() * scale
+    values = torch.cat([a.gather(1, best_b_a[:, :1].long()), b.gather(1, best_b_a[:, 1:].long())], 1).float()
     values = values.clamp(min=loops.NOTHING.value)
     sums = empty(count, parts, loops.COLUMNS)
     # Hellinger's sums are made for switching whether asked for or not: what is recorded must not turn a decision, and
     # another compilation of the loop may round differently.
     hellinger = normalised or plan.asks("hellinger")
     loops.distances[grid](
-        a, b, shifts, values, best_b_a, sums, a.stride(0), b.stride(0), size, scale, hellinger=hellinger, **sizes
+        a, b, shifts, values, best_b_a, sums, a.stride(0), b.stride(0), size, *factors, hellinger=hellinger, **sizes
     )
     total = sums.double().sum(1)
 
@@ -160,11 +165,12 @@ def _compare(
     out[:, sweeps.HELLINGER] = (0.5 * total[:, loops.ROOTS]).sqrt().clamp(max=1.0)
     entropies = rest - total[:, [loops.ENTROPY_A, loops.ENTROPY_B]]
     out[:, [sweeps.ENTROPY_A, sweeps.ENTROPY_B]] = entropies.clamp(min=0.0)
-    out[:, [sweeps.TOP_A, sweeps.TOP_B]] = (wide - log_z).exp()
+    out[:, [sweeps.TOP_A, sweeps.TOP_B]] = (-log_z).exp()
     out[:, [sweeps.BEST_A, sweeps.BEST_B]] = best.double()
     out[:, [sweeps.RANK_OF_B, sweeps.RANK_OF_A]] = 1.0 + total[:, [loops.AHEAD_OF_B, loops.AHEAD_OF_A]]
-    tokens = torch.cat([a.gather(1, ids), b.gather(1, ids)], 1).float() * scale
-    out[:, [sweeps.TOKEN_A, sweeps.TOKEN_B]] = torch.where(tokens > loops.NOTHING.value, tokens - log_z, -math.inf)
+    tokens = torch.cat([a.gather(1, ids), b.gather(1, ids)], 1).double()
+    logp = scale * (tokens - wide) - log_z
+    out[:, [sweeps.TOKEN_A, sweeps.TOKEN_B]] = torch.where(tokens > loops.NOTHING.value, logp, -math.inf)
     wrong: torch.Tensor = odd | (top <= loops.NOTHING.value).any(1)
     return wrong
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 KERNEL = "streaming float32"
 
+#: Rows in half precision whose tokens are merged are widened, so many bytes of them at a time.
+WIDENED_BYTES = 8 << 20
+
 
 def values(a: Rows | torch.Tensor, b: Rows | torch.Tensor, job: Compare, begin: int, vocab_size: int) -> Values:
     """What `job` asks of A's and B's rows (logits, or log-probabilities) of its positions from `begin` on.
@@ -45,17 +48,27 @@ def values(a: Rows | torch.Tensor, b: Rows | torch.Tensor, job: Compare, begin: 
 
 
 def _on_processor(a: Rows, b: Rows, job: Compare, begin: int, vocab_size: int) -> Compared:
-    ids = solution(job, begin, a.values.shape[0])
-    with merged(a, job.merge, job.temperature) as left, merged(b, job.merge, job.temperature) as right:
-        return comparison.compare(
-            left,
-            right,
-            job.measures,
-            ids,
-            vocab_size=vocab_size,
-            temperature=job.temperature,
-            threads=processors(),
-        )
+    count, columns = a.values.shape
+    ids = solution(job, begin, count)
+    step = count
+    if len(job.merge) > 1 and (a.form, b.form) != ("float32", "float32"):
+        step = max(processors(), WIDENED_BYTES // (4 * columns))
+    parts = []
+    for first in range(0, max(1, count), max(1, step)):
+        here = slice(first, first + step)
+        both = [merged(rows.part(here), job.merge, job.temperature) for rows in (a, b)]
+        with both[0] as left, both[1] as right:
+            part = comparison.compare(
+                left,
+                right,
+                job.measures,
+                ids[here],
+                vocab_size=vocab_size,
+                temperature=job.temperature,
+                threads=processors(),
+            )
+        parts.append(part)
+    return Compared.joined(parts)
 
 
 def _on_device(a: torch.Tensor, b: torch.Tensor, job: Compare, begin: int, vocab_size: int) -> Compared:

@@ -29,23 +29,42 @@ _COLUMNS = tl.constexpr(COLUMNS)
 
 
 @triton.jit
-def _online(best, place, total, x, ids):
+def _times(difference, scale, rest):
+    """A difference of entries at a temperature, whose inverse has two parts. Entries themselves are never scaled."""
+    return tl.fma(difference, scale, difference * rest)
+
+
+@triton.jit
+def _online(best, place, total, x, ids, scale, rest):
     """One step of a maximum, its first place, and the sum of exponentials beyond it, lane by lane."""
-    step = tl.exp(-tl.abs(x - best))
+    step = tl.exp(-_times(tl.abs(x - best), scale, rest))
     more = x > best
     total = tl.where(more, total * step + 1.0, total + step)
     return tl.where(more, x, best), tl.where(more, ids, place), total
 
 
 @triton.jit
-def _collected(best, place, total):
+def _collected(best, place, total, scale, rest):
     top = tl.max(best, 0)
-    return top, tl.min(tl.where(best == top, place, _LAST), 0), tl.sum(total * tl.exp(best - top), 0)
+    first = tl.min(tl.where(best == top, place, _LAST), 0)
+    return top, first, tl.sum(total * tl.exp(_times(best - top, scale, rest)), 0)
 
 
 @triton.jit
 def normalisers(
-    a, b, tops, totals, places, flags, stride_a, stride_b, size, scale, entries: tl.constexpr, block: tl.constexpr
+    a,
+    b,
+    tops,
+    totals,
+    places,
+    flags,
+    stride_a,
+    stride_b,
+    size,
+    scale,
+    rest,
+    entries: tl.constexpr,
+    block: tl.constexpr,
 ):
     """Largest entries, sums of exponentials beyond them and their first places, `[n, parts, 2]`; flags `[n, parts]`."""
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -62,22 +81,22 @@ def normalisers(
     for begin in range(0, entries, block):
         ids = part * entries + begin + lane
         here = ids < size
-        x = tl.load(a + row * stride_a + ids, here, float("-inf")).to(tl.float32) * scale
-        y = tl.load(b + row * stride_b + ids, here, float("-inf")).to(tl.float32) * scale
+        x = tl.load(a + row * stride_a + ids, here, float("-inf")).to(tl.float32)
+        y = tl.load(b + row * stride_b + ids, here, float("-inf")).to(tl.float32)
         a_lacks |= ((x <= NOTHING) & (y > NOTHING)).to(tl.int32)
         b_lacks |= ((y <= NOTHING) & (x > NOTHING)).to(tl.int32)
         # NaN is in no order.
         wrong |= tl.where((x < float("inf")) & (y < float("inf")), 0, 1)
         x = tl.where(x > NOTHING, x, NOTHING)
         y = tl.where(y > NOTHING, y, NOTHING)
-        best_a, place_a, total_a = _online(best_a, place_a, total_a, x, ids)
-        best_b, place_b, total_b = _online(best_b, place_b, total_b, y, ids)
+        best_a, place_a, total_a = _online(best_a, place_a, total_a, x, ids, scale, rest)
+        best_b, place_b, total_b = _online(best_b, place_b, total_b, y, ids, scale, rest)
     at = row * tl.num_programs(1) + part
-    top, place, total = _collected(best_a, place_a, total_a)
+    top, place, total = _collected(best_a, place_a, total_a, scale, rest)
     tl.store(tops + 2 * at, top)
     tl.store(places + 2 * at, place)
     tl.store(totals + 2 * at, total)
-    top, place, total = _collected(best_b, place_b, total_b)
+    top, place, total = _collected(best_b, place_b, total_b, scale, rest)
     tl.store(tops + 2 * at + 1, top)
     tl.store(places + 2 * at + 1, place)
     tl.store(totals + 2 * at + 1, total)
@@ -109,20 +128,24 @@ def distances(
     stride_b,
     size,
     scale,
+    rest,
     hellinger: tl.constexpr,
     entries: tl.constexpr,
     block: tl.constexpr,
 ):
     """Sums of each part, float32 `[n, parts, COLUMNS]`.
 
-    `shifts` `[n, 5]` float32: the normalisers, what their rounding does to probabilities, their difference. `values`
-    and `best` `[n, 2]`: what A's row holds at B's best token, and B's at A's; which tokens these are (B's, A's).
+    `shifts` `[n, 8]` float32: largest entries, normalisers beyond these, what rounding those does to probabilities, the
+    difference of whole normalisers and what that lacks. `values` and `best` `[n, 2]`: what A's row holds at B's best
+    token, and B's at A's; which tokens these are (B's, A's).
     """
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     lane = tl.arange(0, block)
-    lp, lq = tl.load(shifts + 5 * row), tl.load(shifts + 5 * row + 1)
-    cp, cq = tl.load(shifts + 5 * row + 2), tl.load(shifts + 5 * row + 3)
-    dz = tl.load(shifts + 5 * row + 4)
+    of_row = shifts + 8 * row
+    top_p, top_q = tl.load(of_row), tl.load(of_row + 1)
+    lp, lq = tl.load(of_row + 2), tl.load(of_row + 3)
+    cp, cq = tl.load(of_row + 4), tl.load(of_row + 5)
+    dz, dz_rest = tl.load(of_row + 6), tl.load(of_row + 7)
     value_b, place_b = tl.load(values + 2 * row), tl.load(best + 2 * row)
     value_a, place_a = tl.load(values + 2 * row + 1), tl.load(best + 2 * row + 1)
     js = tl.zeros([block], tl.float32)
@@ -137,12 +160,12 @@ def distances(
     for begin in range(0, entries, block):
         ids = part * entries + begin + lane
         here = ids < size
-        x = tl.load(a + row * stride_a + ids, here, float("-inf")).to(tl.float32) * scale
-        y = tl.load(b + row * stride_b + ids, here, float("-inf")).to(tl.float32) * scale
+        x = tl.load(a + row * stride_a + ids, here, float("-inf")).to(tl.float32)
+        y = tl.load(b + row * stride_b + ids, here, float("-inf")).to(tl.float32)
         x = tl.where(x > NOTHING, x, NOTHING)
         y = tl.where(y > NOTHING, y, NOTHING)
-        la, lb = x - lp, y - lq
-        d = (y - x) + dz
+        la, lb = _times(x - top_p, scale, rest) - lp, _times(y - top_q, scale, rest) - lq
+        d = tl.fma(y - x, scale, dz) + tl.fma(y - x, rest, dz_rest)
         apart = tl.abs(d)
         p, q = cp * tl.exp(la), cq * tl.exp(lb)
         near = apart < 0.25

@@ -65,6 +65,16 @@ def as_bits(typing_context: Any, value: Any) -> Any:
     return types.int32(types.float32), generate
 
 
+@intrinsic
+def fused(typing_context: Any, x: Any, y: Any, z: Any) -> Any:
+    """x * y + z, rounded once."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fma(*args)
+
+    return types.float32(types.float32, types.float32, types.float32), generate
+
+
 def entry(stored: Any) -> Any:
     """The float32 of what a row stores: a float32, a bfloat16's bits as uint16, or a float16's as int16."""
     raise NotImplementedError("for compiled code alone")
@@ -90,7 +100,19 @@ def _entry(stored):  # type: ignore[no-untyped-def]
 def exp(x):  # type: ignore[no-untyped-def]
     """e**x for x <= 0; 0 below -87.7, where float32 would be subnormal: the exponent's bits are all zero then."""
     x = max(x, f4(-88.0))
-    n = i4(x * f4(1.44269504) - f4(0.5))
+    return _exp(x, i4(x * f4(1.44269504) - f4(0.5)))
+
+
+@njit(inline="always", fastmath=FAST)
+def exp_of_any(x):  # type: ignore[no-untyped-def]
+    """The same for x < 88."""
+    x = max(x, f4(-88.0))
+    return _exp(x, i4(x * f4(1.44269504) - f4(128.5)) + i4(128))  # rounds to the nearest below 0 alone
+
+
+@njit(inline="always", fastmath=FAST)
+def _exp(x, n):  # type: ignore[no-untyped-def]
+    """With n the integer next to x / log(2)."""
     r = x - f4(n) * f4(0.693147182)  # one rounding; the constant's own error counts where e**x is next to nothing
     # (e**r - 1 - r) / r**2 at Chebyshev's points of +-log(2)/2: e**r within 1e-8.
     p = f4(1.392632606e-3)

@@ -211,7 +211,7 @@ def renyi(logp: Array, logq: Array, alpha: float) -> Array:
     p, q = xp.exp(la), xp.exp(lb)
     d = _safe_difference(la, lb)
     zero = xp.zeros_like(p)
-    here = p > 0
+    here = la > -math.inf  # not p > 0: what underflows may still be most of the sum
     power = xp.where(here, la + s * xp.where(here, d, zero), zero - math.inf)  # log of p^alpha q^(1-alpha)
     highest = xp.max(power, axis=-1, keepdims=True)
     highest = xp.where(xp.isinf(highest), xp.zeros_like(highest), highest)

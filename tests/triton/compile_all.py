@@ -11,7 +11,7 @@ from triton.compiler import ASTSource
 
 from workers import triton_kernels as loops
 
-SIZES = {"stride_a": "i32", "stride_b": "i32", "size": "i32", "scale": "fp32"}
+SIZES = {"stride_a": "i32", "stride_b": "i32", "size": "i32", "scale": "fp32", "rest": "fp32"}
 NORMALISED = {"tops": "*fp32", "totals": "*fp32", "places": "*i32", "flags": "*i32"}
 MEASURED = {"shifts": "*fp32", "values": "*fp32", "best": "*i32", "out": "*fp32"}
 DRAWN = {

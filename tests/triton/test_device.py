@@ -70,6 +70,17 @@ def test_as_on_the_processor(dtype: torch.dtype, temperature: float) -> None:
     assert np.isinf(found.measures["kl_ab"][:3]).all()
 
 
+@pytest.mark.parametrize("temperature", [0.7, 0.1, 2.5])
+def test_digits_are_kept_at_any_temperature(temperature: float) -> None:
+    a = logits(1, 3, PART + 77, 3.0)
+    b = a + 1e-4 * logits(2, 3, PART + 77, 1.0)
+    names = ["js", "kl_ab", "kl_ba", "top1_agree", "rank_of_b_in_a"]
+    rows = [(row.double() / temperature).log_softmax(-1).numpy() for row in (a, b)]
+    want = divergence.compute(*rows, names, [0, 1, 2])
+    for name, got in device.compare(a, b, names, [0, 1, 2], temperature=temperature).measures.items():
+        np.testing.assert_allclose(got, want[name], rtol=1e-4, err_msg=name)
+
+
 def test_equal_rows_differ_by_exactly_nothing() -> None:
     a = logits(7, 3, 2 * PART + 5, 8.0)
     a[:, ::5] = -math.inf

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from typing import Any
 
 import mpmath
@@ -15,6 +16,8 @@ from scipy.special import rel_entr
 
 from rl_onoff import divergence
 from workers.comparison import Rows, compare
+from workers.measures import values
+from workers.wire import Compare
 
 DISTANCES = ["js", "kl_ab", "kl_ba", "tv", "hellinger", "renyi:0.5", "renyi:1", "renyi:3", "renyi_ba:0.3", "renyi_ba:2"]
 ALL = [*divergence.MEASURES, *DISTANCES[5:], "topk_overlap:3"]
@@ -151,7 +154,9 @@ def test_disjoint_supports() -> None:
     got = measured(a, b)
     assert got["js"][0] == pytest.approx(math.log(2), abs=1e-7)
     assert got["js"][0] <= math.log(2)
-    assert got["tv"][0] == got["hellinger"][0] == 1.0
+    for name in ("tv", "hellinger"):
+        assert got[name][0] == pytest.approx(1.0, abs=1e-8)
+        assert got[name][0] <= 1.0
     for name in ("kl_ab", "kl_ba", "renyi:0.5", "renyi:3", "renyi_ba:2"):
         assert got[name][0] == math.inf
     assert got["delta_logp"][0] == -math.inf
@@ -213,6 +218,55 @@ def test_padded_columns_are_cut_before_the_softmax() -> None:
         assert got.tolist() == want[name].tolist(), name
 
 
+@pytest.mark.parametrize("temperature", [0.7, 0.1, 0.013, 2.5, 100.0])
+@pytest.mark.parametrize("distance", [1e-4, 0.1, 1.0])
+def test_digits_are_kept_at_any_temperature(temperature: float, distance: float) -> None:
+    """Scaled entries would be rounded before they are subtracted: of JS at 1e-9 three digits were left at 0.7."""
+    a = logits(1, 8, 20_000, 3.0)
+    b = a + np.float32(distance) * logits(2, 8, 20_000, 1.0)
+    names = [name for name in ALL if not name.startswith("rank")]
+    rows = [log_softmax(row / np.float64(temperature)) for row in (a, b)]
+    want = divergence.compute(*rows, names, np.arange(8))
+    found = compare(Rows.of(a), Rows.of(b), names, np.arange(8), temperature=temperature)
+    np.testing.assert_allclose(found.logprobs_a, rows[0][np.arange(8), np.arange(8)], rtol=1e-8, atol=2e-8)
+    for name, got in found.measures.items():
+        if distance < 1e-3 and name in DISTANCES and name not in ("tv", "hellinger"):
+            np.testing.assert_allclose(got, want[name], rtol=1e-5, atol=1e-14, err_msg=name)
+        else:
+            np.testing.assert_allclose(got, want[name], rtol=1e-6, atol=2e-7, err_msg=name)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 0.1])
+def test_ranks_and_agreement_do_not_hang_on_the_temperature(temperature: float) -> None:
+    """Neighbouring floats, which scaling may make one."""
+    low = logits(1, 3000, 1, 5.0)
+    high = np.nextafter(low, np.float32(math.inf))
+    a = np.concatenate([low, high, np.full_like(low, -30)], axis=1)
+    b = np.concatenate([np.full_like(low, -30), high, low - 1], axis=1)
+    got = measured(a, b, measures=["top1_agree", "rank_of_b_in_a", "rank_of_a_in_b"], temperature=temperature)
+    assert all((column == 1).all() for column in got.values())
+
+
+@pytest.mark.parametrize("vocab_size", [1, 2, 300])
+@pytest.mark.parametrize("temperature", [1e-4, 0.01, 0.5, 1.0])
+def test_hellinger_distances_of_nearly_certain_rows(vocab_size: int, temperature: float) -> None:
+    a, b = logits(8, 50, vocab_size), logits(9, 50, vocab_size)
+    rows = [log_softmax(row / np.float64(temperature)) for row in (a, b)]
+    want = divergence.compute(*rows, ["hellinger", "renyi:0.5"])
+    got = measured(a, b, measures=["hellinger", "renyi:0.5"], temperature=temperature)
+    np.testing.assert_allclose(got["hellinger"], want["hellinger"], rtol=3e-6, atol=1e-12)
+    np.testing.assert_allclose(got["renyi:0.5"], want["renyi:0.5"], rtol=3e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("apart", [10.0, 80.0, 300.0])
+def test_large_divergences_are_right_to_seven_digits(apart: float) -> None:
+    a, b = logits(10, 6, 30_000, 3.0), logits(11, 6, 30_000, 3.0)
+    b -= np.linspace(0, apart, 30_000, dtype=np.float32)
+    want = divergence.compute(log_softmax(a), log_softmax(b), ["kl_ab", "kl_ba"])
+    for name, got in measured(a, b, measures=["kl_ab", "kl_ba"]).items():
+        np.testing.assert_allclose(got, want[name], rtol=2.5e-7, err_msg=name)
+
+
 def test_temperature_scales_logits() -> None:
     a, b = logits(14, 6, 900), logits(15, 6, 900)
     want = divergence.compute(log_softmax(a / 0.6), log_softmax(b / 0.6), ALL, np.arange(6))
@@ -224,9 +278,26 @@ def test_temperature_scales_logits() -> None:
 def test_what_is_no_distribution_gives_nan(wrong: float) -> None:
     a, b = logits(16, 3, 50), logits(17, 3, 50)
     a[1, 7] = wrong
-    found = compare(Rows.of(a), Rows.of(b), ["js", "kl_ab", "top_prob_a", "renyi:2"], [0, 0, 0])
+    found = compare(Rows.of(a), Rows.of(b), ["js", "kl_ab", "top_prob_a", "renyi:2", "topk_overlap:3"], [0, 0, 0])
     for column in (*found.measures.values(), found.logprobs_a):
         assert np.isnan(column).tolist() == [False, True, False]
+
+
+def test_merging_tokens_of_half_precision_takes_little_memory() -> None:
+    """A float32 copy of all rows would be of 26 MB; and in parts the same comes out."""
+    rows = [(logits(seed, 100, 32_000) * 4).view(np.uint32) >> 16 for seed in (18, 19)]
+    a, b = (Rows.of(row.astype(np.uint16)) for row in rows)
+    job = Compare([3] * 101, 1, [3] * 101, 1, ["js", "renyi:2", "topk_overlap:5"], 0.7, [3, 9, 500])
+    values(a, b, job, 0, 32_000)
+    tracemalloc.start()
+    found = values(a, b, job, 0, 32_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 22e6  # 8 MB of either row and what a thread works with
+    want = values(a.widened(), b.widened(), job, 0, 32_000)
+    for name, column in want.measures.items():
+        np.testing.assert_array_equal(found.measures[name].numpy(), column.numpy())
+    np.testing.assert_array_equal(found.logprobs_a.numpy(), want.logprobs_a.numpy())
 
 
 def test_other_dtypes_are_refused() -> None:

@@ -332,3 +332,12 @@ def test_properties(left: list[float], right: list[float], third: list[float]) -
     ways = [math.sqrt(float(divergence.js(*pair))) for pair in ((p, r), (r, q))]
     assert math.sqrt(js) <= sum(ways) + 1e-7
     assert -slack <= float(divergence.entropy(p)) <= math.log(4) + slack
+
+
+def test_renyi_of_rows_whose_probabilities_underflow() -> None:
+    """All of the sum may be of tokens that neither model would ever emit."""
+    rng = np.random.default_rng(3)
+    logp, logq = (log_softmax(rng.normal(size=(20, 50)) * 1e4, axis=-1) for _ in "pq")
+    power = 0.5 * (logp + logq)
+    want = -2 * (power.max(-1) + np.log(np.exp(power - power.max(-1, keepdims=True)).sum(-1)))
+    np.testing.assert_allclose(divergence.renyi(logp, logq, 0.5), want, rtol=1e-12, atol=1e-15)
