@@ -143,7 +143,7 @@ class Bench:
 
         def recompute() -> None:
             with torch.inference_mode():
-                ids = torch.tensor(self.prompts)
+                ids = torch.tensor(self.prompts, device=self.plain[0].device)
                 for _ in range(self.tokens // 4):
                     rows = [
                         m(ids, use_cache=False, logits_to_keep=1).logits[:, -1].float().log_softmax(-1)

@@ -41,7 +41,7 @@ def walk_draft(
         known = {name: column[i] for name, column in verdict.values.items()}
         signals = Signals(first + i, seed, known)
         before, (state, lead) = state, step(policy, state, signals)
-        doubtful += noise.may_turn(policy, before, signals) or noise.may_change(verdict.gap(i, lead))
+        doubtful += noise.doubtful(policy, before, signals, verdict.gaps(i), lead)
         ids.append(verdict.token(i, lead))
         leads += lead
         for name, value in verdict.recorded(i, lead).items():

@@ -35,8 +35,8 @@ class Judgement:
     def token(self, i: int, lead: Lead) -> int:
         return self.tokens_a[i] if lead == "a" else self.tokens_b[i]
 
-    def gap(self, i: int, lead: Lead) -> float:
-        return self.gaps_a[i] if lead == "a" else self.gaps_b[i]
+    def gaps(self, i: int) -> dict[Lead, float]:
+        return {"a": self.gaps_a[i], "b": self.gaps_b[i]}
 
     def recorded(self, i: int, lead: Lead) -> dict[str, float]:
         """The signals at position i once it is known who leads it."""

@@ -36,7 +36,7 @@ async def switch_generate(pair: Pair, job: SwitchGenerate) -> AsyncIterator[Fram
             before, (state, lead) = state, step(policy, state, signals)
             token = verdict.token(0, lead)
             ids.append(token)
-            doubtful = noise.may_turn(policy, before, signals) or noise.may_change(verdict.gap(0, lead))
+            doubtful = noise.doubtful(policy, before, signals, verdict.gaps(0), lead)
             usage = Usage(a.forwards, b.forwards, within_noise=usage.within_noise + doubtful)
             recorded = {name: [value] for name, value in verdict.recorded(0, lead).items()}
             told = Logprobs([], [], [])

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
 
 from rl_onoff.divergence import MEASURES
-from rl_onoff.policy import Policy, PolicyState, Signals
+from rl_onoff.policy import TOKEN_SIGNALS, Lead, Policy, PolicyState, Signals
 from workers.judge import measure
 
 LOGPROB = "logprob"
@@ -28,21 +29,36 @@ class NoiseFloor:
 
     floors: Mapping[str, float]
 
+    def doubtful(
+        self, policy: Policy, before: PolicyState, signals: Signals, gaps: Mapping[Lead, float], lead: Lead
+    ) -> bool:
+        """Whether who led from `before` on, or the token emitted, could have been another.
+
+        `gaps`: by how much the token of either model won. Also the other's matters where the policy looks at tokens.
+        """
+        looked_at: tuple[Lead, ...] = ("a", "b") if policy.signals.intersection(TOKEN_SIGNALS) else (lead,)
+        return self.may_turn(policy, before, signals) or any(self.may_change(gaps[side]) for side in looked_at)
+
     def may_turn(self, policy: Policy, state: PolicyState, signals: Signals) -> bool:
-        """Whether the policy would have wanted another leader, the watched signal moved by its floor either way."""
-        floor = self.floors.get(policy.watched, self.floors.get(policy.watched.partition(":")[0], 0.0))
-        if floor == 0.0:
+        """Whether the policy would have wanted another leader, what it reads moved by the floors either way."""
+        moves = {name: self._floor(name) for name in sorted(policy.signals | {policy.watched})}
+        moved = [(name, floor) for name, floor in moves.items() if floor > 0.0]
+        if not moved:
             return False
-        value = signals.values[policy.watched]
-        wanted = {
-            policy.wants(state, replace(signals, values={**signals.values, policy.watched: moved}))
-            for moved in (value - floor, value, value + floor)
-        }
+        wanted = {policy.wants(state, signals)}
+        for signs in product((-1, 1), repeat=len(moved)):
+            values = dict(signals.values)
+            for sign, (name, floor) in zip(signs, moved, strict=True):
+                values[name] += sign * floor
+            wanted.add(policy.wants(state, replace(signals, values=values)))
         return len(wanted) > 1
 
     def may_change(self, gap: float) -> bool:
         """Whether another token was possible: two log-probabilities moved towards each other close the gap."""
         return gap < 2 * self.floors.get(LOGPROB, 0.0)
+
+    def _floor(self, signal: str) -> float:
+        return self.floors.get(signal, self.floors.get(signal.partition(":")[0], 0.0))
 
 
 def measured(rows_a: tuple[Any, Any], rows_b: tuple[Any, Any]) -> dict[str, float]:

@@ -21,8 +21,7 @@ class Tape(TorchDispatchMode):
         self.steps: list[tuple[Any, Any, Any, Any]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _LOOKS:
-            raise RuntimeError(f"{func} looks at a result while it is recorded")
+        _refuse(func)
         out = func(*args, **(kwargs or {}))
         self.steps.append((func, args, kwargs or {}, out))
         return out
@@ -41,6 +40,17 @@ class Tape(TorchDispatchMode):
                     made[id(before)] = after
 
 
+class _Watch(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        _refuse(func)
+        return func(*args, **(kwargs or {}))
+
+
+def _refuse(func: Any) -> None:
+    if func in _LOOKS:
+        raise RuntimeError(f"{func} looks at a result half-way")
+
+
 class TapeRecorder:
     """What `graphs.CudaRecorder` is, for a processor. Unlike those it computes while it records."""
 
@@ -49,3 +59,6 @@ class TapeRecorder:
         with tape:
             run()
         return tape.play
+
+    def rehearsal(self) -> Any:
+        return _Watch()

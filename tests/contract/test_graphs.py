@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import random
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ async def test_an_adapter_is_recorded_beside_its_base(folders: Folders, tmp_path
         await pair.close()
 
 
-class _NoRecorder:
+class _NoRecorder(TapeRecorder):
     def record(self, run: Any) -> Any:
         raise RuntimeError("operation not permitted when stream is capturing")
 
@@ -183,9 +184,46 @@ def test_of_many_shapes_the_last_used_are_kept(folders: Folders, monkeypatch: py
 def test_passes_are_filled_up_to_few_shapes() -> None:
     made = graphs.Graphs(TapeRecorder, lambda shape, given: given, torch.device("cpu"))
     assert [made.filled(1, tokens) for tokens in (1, 2, 3, 5, 17, 32, 33)] == [1, 2, 4, 8, 32, 32, None]
-    assert [made.filled(rows, 16) for rows in (4, 5, 8, 9)] == [16, 16, 16, None]
+    assert [made.filled(rows, 16) for rows in (4, 9, 16, 17)] == [16, 16, 16, None]
+    assert made.filled(100, 2) == 2
     lengths = [graphs._length(end) for end in (1, 256, 257, 385, 513, 769, 1025, 1537)]
     assert lengths == [256, 256, 384, 512, 768, 1024, 1536, 2048]
+
+
+def test_passes_that_look_at_results_are_found_before_one_is_recorded() -> None:
+    """A recording that fails half-way leaves CUDA's allocator in disorder."""
+
+    class Untouched(TapeRecorder):
+        def record(self, run: Any) -> Any:
+            raise AssertionError("recorded")
+
+    def looks(shape: graphs.Shape, given: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(shape.rows, shape.tokens, 3) + given.max().item()
+
+    made = graphs.Graphs(Untouched, looks, torch.device("cpu"))
+    made.rehearses = True
+    assert made.logits([1], [5], [[7, 7]], 256).tolist() == [[[7.0] * 3] * 2]
+    assert made.failure is not None
+    assert "looks at a result" in made.failure
+    assert made.filled(1, 2) is None
+
+
+@torch.inference_mode()
+def test_the_scope_of_a_model_is_entered_for_what_python_runs_alone(folders: Folders) -> None:
+    """peft takes longer to switch an adapter off than a GPU to compute a pass."""
+    entered = []
+
+    @contextmanager
+    def scope() -> Iterator[None]:
+        entered.append(1)
+        yield
+
+    model = AutoModelForCausalLM.from_pretrained(folders["llama"][0], dtype=torch.float32)
+    cache = SlotCache(model, 1, tiny.MAX_LEN, scope=scope, make_recorder=TapeRecorder)
+    for position in range(20):
+        cache.forward([Slot(0)], [[7]], [position], [1])
+    assert len(entered) == 2  # as it came, and recorded
+    assert recorded(cache).replays == 19
 
 
 @pytest.mark.gpu

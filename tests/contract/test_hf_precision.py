@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 from pathlib import Path
 
 import msgspec
@@ -16,6 +18,39 @@ from workers.wire import Done, SamplingParams, SwitchGenerate
 async def test_strict_equals_lock_step_in_bfloat16(folders: Folders) -> None:
     async with loaded(folders["llama"], "bfloat16", sequences=8, options={"strict": True}) as pair:
         await equal(pair, cases(pair, await typical_divergences(pair), 24, seed=3), 1e-6)
+
+
+async def test_strict_rows_do_not_hang_on_how_a_prompt_was_computed(tmp_path: Path) -> None:
+    """At once, or after what another request left of it; beside others, longer or shorter, beyond what a kernel of
+    attention goes over at a time."""
+    fields = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "num_hidden_layers": 6}
+    wide = tiny.write_pair(tmp_path, "llama", **fields, max_position_embeddings=2048)
+    rng = random.Random(5)
+    policy = {"kind": "divergence", "on": 0.2}
+    jobs = [
+        SwitchGenerate(
+            [rng.randrange(2, 90) for _ in range(length)],
+            30,
+            SamplingParams(seed=length),
+            policy,
+            measures=["js"],
+            ignore_eos=True,
+            lookahead=lookahead,
+        )
+        for length, lookahead in ((240, 0), (250, None), (420, None), (505, 4), (600, None))
+    ]
+    found = []
+    for warm, beside in ((False, False), (True, False), (True, True)):
+        async with loaded(wide, "bfloat16", sequences=5, max_len=1024, options={"strict": True}) as pair:
+            assert set(pair.info.noise.values()) == {0.0}
+            if warm:
+                for job in jobs:
+                    await run(pair, msgspec.structs.replace(job, ids=job.ids[: len(job.ids) - 99], max_tokens=1))
+            if beside:
+                found.append(await asyncio.gather(*(run(pair, job) for job in jobs)))
+            else:
+                found.append([await run(pair, job) for job in jobs])
+    assert found[0] == found[1] == found[2]
 
 
 async def doubts(pair: Pair, job: SwitchGenerate) -> int:

@@ -117,6 +117,29 @@ def test_noise_may_turn_whatever_is_watched(measure: str) -> None:
     assert not floor.may_turn(policy, state, Signals(3, 0, {measure: 0.6}))
 
 
+@pytest.mark.parametrize("first", [0.4499995, 0.4500005])
+def test_a_token_that_only_the_policy_looks_at_may_be_another(first: float) -> None:
+    """B leads: A's best two are as good as equal, and B thinks little of one of them alone."""
+    floor = noise.NoiseFloor({"logprob": 1e-5, "prob_of_a_in_b": 1e-9, "top_prob_b": 1e-9})
+    policy = parse_policy({"kind": "target_floor", "on": 0.01})
+    state = initial_state(policy)
+    a, b = np.log(np.array([[[first, 0.45, 0.1 - first + 0.45]], [[0.001, 0.4, 0.599]]], dtype=np.float32))
+    verdict = judge(a, b, [5], SamplingParams(temperature=0), policy.signals)
+    signals = Signals(5, 0, {name: column[0] for name, column in verdict.values.items()})
+    lead = policy.wants(state, signals)
+    assert lead == ("b" if first > 0.45 else "a")
+    assert floor.doubtful(policy, state, signals, verdict.gaps(0), lead)
+    assert not floor.doubtful(policy, state, signals, {"a": 1.0, "b": 1.0}, lead)
+
+
+def test_every_signal_a_policy_reads_may_move() -> None:
+    floor = noise.NoiseFloor({"prob_of_a_in_b": 1e-3, "top_prob_b": 1e-3})
+    policy = parse_policy({"kind": "target_floor", "on": 1.0})
+    for values, turns in (((0.4, 0.4015), True), ((0.4008, 0.4007), True), ((0.4, 0.403), False)):
+        signals = Signals(5, 0, dict(zip(("prob_of_a_in_b", "top_prob_b"), values, strict=True)))
+        assert floor.may_turn(policy, initial_state(policy), signals) is turns
+
+
 # ------------------------------------------------------------------------------------------- on tables
 
 TOKENS = ["t", "u", "v", "w", "x", "<eos>"]

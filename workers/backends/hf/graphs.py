@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -20,7 +21,7 @@ logger = logging.getLogger("rl_onoff.worker")
 
 #: Longer or larger passes are busy with computing: tokens of a sequence, and of all sequences together.
 TOKENS: Final = 32
-POSITIONS: Final = 128
+POSITIONS: Final = 256
 #: Recordings kept of one model, the least recently used are dropped.
 KEPT: Final = 48
 #: The least number of positions that attention reads.
@@ -33,7 +34,7 @@ class Shape(NamedTuple):
     rows: int
     tokens: int  # of each row
     length: int  # positions 0..length-1 are read
-    begin: int | None  # the first slot, where the rows' slots are neighbours and can be read without a copy
+    in_place: bool  # the rows' slots are the first ones, in order, and can be read without a copy
 
 
 class Recorder(Protocol):
@@ -42,8 +43,12 @@ class Recorder(Protocol):
     def record(self, run: Callable[[], None]) -> Callable[[], None]:
         """What repeats `run`, all of it that happens on the device, reading and writing the same memory.
 
-        Raises RuntimeError for what cannot be recorded, such as a look at a result half-way.
+        Raises RuntimeError for what cannot be recorded.
         """
+        ...
+
+    def rehearsal(self) -> AbstractContextManager[Any]:
+        """Within it what cannot be recorded, a look at a result half-way, raises RuntimeError."""
         ...
 
 
@@ -56,16 +61,31 @@ class CudaRecorder:
         self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        # Not `torch.cuda.graph`: it empties the allocator's cache each time, and leaves its stream current if it fails.
         graph = torch.cuda.CUDAGraph()
-        with (
-            torch.cuda.device(self._device),
-            torch.cuda.stream(torch.cuda.current_stream(self._device)),  # a recording that fails does not leave its own
-            # Other threads go on with what they do on the device.
-            torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
-        ):
-            run()
+        with torch.cuda.device(self._device):
+            outer = torch.cuda.current_stream()
+            self._stream.wait_stream(outer)
+            with torch.cuda.stream(self._stream):
+                # Other threads go on with what they do on the device.
+                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+                try:
+                    run()
+                finally:
+                    graph.capture_end()
+            outer.wait_stream(self._stream)
         replay: Callable[[], None] = graph.replay
         return replay
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        # A recording that fails half-way leaves torch's allocator in disorder, in releases up to 2.12 at least.
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
 
 
 def recorder_on(device: torch.device) -> Callable[[], Recorder] | None:
@@ -84,7 +104,8 @@ class Graphs:
     """The recordings of one model over one cache. `compute` is the pass itself.
 
     It takes a shape and `[rows, 2 + tokens]` int64: of each row its slot, where its tokens start, and these. It returns
-    logits `[rows, tokens, columns]`, and must not look at what it was given.
+    logits `[rows, tokens, columns]`, and must not look at what it was given. Attention reads multiples of `bucket`
+    positions.
     """
 
     def __init__(
@@ -92,12 +113,14 @@ class Graphs:
         make_recorder: Callable[[], Recorder],
         compute: Callable[[Shape, torch.Tensor], torch.Tensor],
         device: torch.device,
+        bucket: int = 1,
     ) -> None:
-        self._make_recorder, self._compute, self._device = make_recorder, compute, device
+        self._make_recorder, self._compute, self._device, self._bucket = make_recorder, compute, device, bucket
         self._recorder = make_recorder()
         self._known: OrderedDict[Shape, _Recording | None] = OrderedDict()  # None: seen once
         self._logits = torch.empty(0)  # of the last replay: [POSITIONS, columns], once it is known how many
-        self.failure: RuntimeError | None = None  # why nothing more is recorded
+        self.failure: str | None = None  # why nothing more is recorded
+        self.rehearses = False  # passes seen for the first time, so that none is recorded in vain
         self.replays = 0
 
     def filled(self, rows: int, tokens: int) -> int | None:
@@ -116,9 +139,8 @@ class Graphs:
         """Of a pass over as many tokens of every row as `filled` said: `[rows, tokens, columns]`."""
         count, tokens = len(ids), len(ids[0])
         rows = _power(count)
-        neighbours = rows == count and slots == list(range(slots[0], slots[0] + count))
-        length = min(_length(max(starts) + tokens), capacity)
-        shape = Shape(rows, tokens, length, slots[0] if neighbours else None)
+        length = -(-_length(max(starts) + tokens) // self._bucket) * self._bucket
+        shape = Shape(rows, tokens, min(length, capacity), slots == list(range(rows)))
         rest = [[slot, start, *new] for slot, start, new in zip(slots, starts, ids, strict=True)]
         # More rows: the last one again, which writes what it wrote.
         given = torch.tensor(rest + rest[-1:] * (rows - count))
@@ -127,16 +149,27 @@ class Graphs:
         if recording is None and shape in self._known:
             recording = self._recorded(shape, given)
         if recording is None:
+            logits = self._unrecorded(shape, given.to(self._device))
             self._remember(shape, None)
-            logits = self._compute(shape, given.to(self._device))
-            if not self._logits.numel():
-                self._logits = logits.new_empty(POSITIONS, logits.shape[-1])
             return logits[:count]
         self._remember(shape, recording)
         recording.given.copy_(given)
         recording.replay()
         self.replays += 1
         return recording.logits[:count].clone()
+
+    def _unrecorded(self, shape: Shape, given: torch.Tensor) -> torch.Tensor:
+        try:
+            with self._recorder.rehearsal() if self.rehearses else nullcontext():
+                logits = self._compute(shape, given)
+        except RuntimeError as error:
+            if not self.rehearses:
+                raise
+            self.failure, self.rehearses = str(error), False
+            logits = self._compute(shape, given)
+        if not self._logits.numel():
+            self._logits = logits.new_empty(POSITIONS, logits.shape[-1])
+        return logits
 
     def _recorded(self, shape: Shape, given: torch.Tensor) -> _Recording | None:
         static = given.to(self._device)
@@ -149,15 +182,17 @@ class Graphs:
             return _Recording(static, logits, self._recorder.record(run))
         except RuntimeError as error:  # of memory, too: what is asked for can still be computed without
             logger.warning("passes are recorded no more, and computed as they come: %s", error)
-            self.failure = error
-            self.clear()
-            return None
+            self.failure = str(error)  # the error itself would keep the memory of the pass
+        self.clear()
+        return None
 
     def _remember(self, shape: Shape, recording: _Recording | None) -> None:
         self._known[shape] = recording
         self._known.move_to_end(shape)
         if len(self._known) > KEPT:
             self._known.popitem(last=False)
+            if not any(self._known.values()):
+                self._recorder = self._make_recorder()
 
 
 def _power(count: int) -> int:

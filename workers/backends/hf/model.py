@@ -28,7 +28,7 @@ PASS_TOKENS = {"cpu": PREFILL_CHUNK, "cuda": 4 * PREFILL_CHUNK}
 
 
 class HFModel:
-    """One model, or one side of a LoRA pair: `scope` is entered around every forward pass through its `cache`.
+    """One model, or one side of a LoRA pair: `scope` is entered around its head, as around the passes of its `cache`.
 
     Rows are handed out on the device `meeting`: those of two models on two GPUs are compared on one of them.
     """
@@ -109,8 +109,7 @@ class HFModel:
         starts, keeps = [call.first for call in calls], [call.keep for call in calls]
         decoder = self.head.decoder if self.head is not None and isinstance(calls[0], HiddenCall) else None
         try:
-            with self._scope():
-                logits = self._cache.forward(slots, tokens, starts, keeps, decoder)
+            logits = self._cache.forward(slots, tokens, starts, keeps, decoder)
         except Exception:
             self._cache.forget(slots)
             raise

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,6 +49,9 @@ T = TypeVar("T")
 
 #: Tokens of a sequence in a pass under `strict`, at least: attention to one token has kernels of its own.
 _STRICT_TOKENS = 4
+#: Positions that attention reads under `strict`, a multiple of them: torch's kernel goes over so many at a time, and
+#: would go over a rest in another order. What lies beyond a sequence counts for exactly nothing.
+_STRICT_BUCKET = 512
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -142,7 +147,6 @@ def _load(spec: WorkerSpec) -> HFPair:
     for one, info, scope in zip((a, b), infos, scopes, strict=True):
         with scope():
             check_cache(one.model, info)
-    least = _STRICT_TOKENS if options.strict else 1
     both = [a.model, b.model]
     for model in both:
         if options.packed:
@@ -156,12 +160,15 @@ def _load(spec: WorkerSpec) -> HFPair:
             works(info.device)  # compiles them before the first request
     caches, unrecorded = [], []
     for model, info, scope in zip(both, infos, scopes, strict=True):
-        make, failure = _cache_maker(model, info, scope, least, options.graphs)
+        make, failure = _cache_maker(model, info, scope, options)
         caches.append(make)
         if failure is not None:
             unrecorded.append(f"model {info.name}: forward passes are not recorded as CUDA graphs: {failure}")
-    noise = noise_floors(caches, infos, scopes, spec.sequences)
-    costs = pass_costs(caches, infos, scopes, spec.sequences)
+    noise = noise_floors(caches, infos, spec.sequences)
+    costs = pass_costs(caches, infos, spec.sequences)
+    if any(model.device.type == "cuda" for model in both):
+        gc.collect()  # caches and recordings that were tried refer to themselves
+        torch.cuda.empty_cache()
     engine = Engine()
     model_a, model_b = (
         HFModel(info, engine, make(spec.sequences), scope, taken_apart(model, scope), a.model.device)
@@ -188,22 +195,17 @@ def _load(spec: WorkerSpec) -> HFPair:
 
 
 def _cache_maker(
-    model: Any, info: ModelInfo, scope: Callable[[], AbstractContextManager[Any]], least: int, graphs: bool
+    model: Any, info: ModelInfo, scope: Callable[[], AbstractContextManager[Any]], options: Options
 ) -> tuple[MakeCache, str | None]:
     """What makes caches of the model, with recordings where the device gains by them; why not, if these were to be."""
-
-    def plain(slots: int) -> SlotCache:
-        return SlotCache(model, slots, info.max_len, least)
-
-    make_recorder = recorder_on(model.device) if graphs else None
+    plain = partial(SlotCache, model, max_len=info.max_len, scope=scope)
+    if options.strict:
+        plain = partial(plain, least=_STRICT_TOKENS, bucket=_STRICT_BUCKET)
+    make_recorder = recorder_on(model.device) if options.graphs else None
     if make_recorder is None:
         return plain, None
-
-    def recorded(slots: int) -> SlotCache:
-        return SlotCache(model, slots, info.max_len, least, make_recorder)
-
-    with scope():
-        failure = recordings_fail(plain, recorded, info)
+    recorded = partial(plain, make_recorder=make_recorder)
+    failure = recordings_fail(plain, recorded, info)
     return (recorded if failure is None else plain), failure
 
 

@@ -6,8 +6,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,11 +21,14 @@ from workers.wire import ModelInfo, SamplingParams
 
 #: Tokens, and how many of them go into one pass, when rounding is measured.
 _SAMPLE, _TOGETHER = 32, 8
+#: The length of a longer prompt, how many of its last rows are compared, and how much longer a sequence beside it is.
+_PROMPT, _LAST, _FURTHER = 300, 16, 300
 #: How far logits may be off in single and in half precision, of their spread: rounding grows with them, while a wrong
 #: cache is off by all of it. Some architectures compute a softmax or a norm in float32 whatever the dtype.
 _TOLERANCE, _TOLERANCE_HALF = 1e-3, 0.1
-#: Passes that are recorded to see whether that works: these numbers of sequences and of tokens, so many times.
-_RECORDED_ROWS, _RECORDED_TOKENS, _RECORDED_TIMES = (1, 3), (1, 4), 4
+#: Passes that are recorded to see whether that works: these numbers of sequences and of tokens, from these positions,
+#: so many times.
+_RECORDED_ROWS, _RECORDED_TOKENS, _RECORDED_STARTS, _RECORDED_TIMES = (1, 3), (1, 4), (0, 300), 4
 #: Passes that are timed: this many sequences at most, with each of these numbers of tokens.
 _ROWS, _TOKENS = 8, (1, 2, 4, 8, 16)
 #: They are repeated until one of these is reached.
@@ -73,16 +75,18 @@ def recordings_fail(plain: MakeCache, recorded: MakeCache, info: ModelInfo) -> s
     """
     generator = torch.Generator().manual_seed(0)
     caches = plain(_RECORDED_ROWS[-1]), recorded(_RECORDED_ROWS[-1])
+    if (graphs := caches[1].graphs) is not None:
+        graphs.rehearses = True
     found: tuple[list[torch.Tensor], ...] = ([], [])
-    for rows, tokens in itertools.product(_RECORDED_ROWS, _RECORDED_TOKENS):
-        starts = [min(3 * i, info.max_len - tokens) for i in range(rows)]
+    for rows, tokens, base in itertools.product(_RECORDED_ROWS, _RECORDED_TOKENS, _RECORDED_STARTS):
+        starts = [min(base + 3 * i, info.max_len - tokens) for i in range(rows)]
         slots = [Slot(i) for i in range(rows)]
         for _ in range(_RECORDED_TIMES):
             ids = torch.randint(info.vocab_size, (rows, tokens), generator=generator).tolist()
             for cache, logits in zip(caches, found, strict=True):
                 logits += cache.forward(slots, ids, starts, [tokens] * rows)
-            if (graphs := caches[1].graphs) is not None and graphs.failure is not None:
-                return str(graphs.failure)
+            if graphs is not None and graphs.failure is not None:
+                return graphs.failure
     want, have = (torch.cat(logits).double() for logits in found)
     gap = (have - want).std() / want.std()
     return None if gap <= _tolerance(info) else f"their logits are off by {gap:.2g} of their spread"
@@ -110,35 +114,62 @@ def memory_warnings(models: Sequence[Any], infos: Sequence[ModelInfo], sequences
 
 
 @torch.inference_mode()
-def noise_floors(
-    makers: Sequence[MakeCache],
-    infos: Sequence[ModelInfo],
-    scopes: Sequence[Callable[[], AbstractContextManager[Any]]],
-    sequences: int,
-) -> dict[str, float]:
+def noise_floors(makers: Sequence[MakeCache], infos: Sequence[ModelInfo], sequences: int) -> dict[str, float]:
     """How far signals move with the shape of the pass, over a text that A writes.
 
-    Passes of one token are compared with passes of several tokens of one sequence and of several sequences.
+    Passes of one token are compared with passes of several tokens of one sequence and of several sequences; and rows at
+    the end of a longer prompt computed at once with those of one that is cut, and computed beside a longer sequence.
     """
     count = min(_SAMPLE, infos[0].max_len - 1, infos[1].max_len - 1)
+    prompt = _prompt(infos)
     text: list[int] = [0]
-    shapes = []
+    shapes, ends = [], []
     beside = min(sequences, _ROWS)
-    for make, info, scope in zip(makers, infos, scopes, strict=True):
+    for make, info in zip(makers, infos, strict=True):
         cache, slots = make(beside), [Slot(i) for i in range(beside)]
         rows = partial(_rows, cache, info.vocab_size)
-        with scope():
-            alone = []
-            for t in range(count):
-                alone.append(rows(slots[:1], text[t : t + 1], t))
-                if len(text) <= count:  # A writes, B reads
-                    text += sampling.choose(alone[-1], SamplingParams(), [t + 1])
-            parts = [(t, text[t : min(t + _TOGETHER, count)]) for t in range(0, count, _TOGETHER)]
-            many = [rows(slots[:1], tokens, t) for t, tokens in parts]
-            many_beside = [rows(slots, tokens, t) for t, tokens in parts]
+        alone = []
+        for t in range(count):
+            alone.append(rows(slots[:1], text[t : t + 1], t))
+            if len(text) <= count:  # A writes, B reads
+                text += sampling.choose(alone[-1], SamplingParams(), [t + 1])
+        parts = [(t, text[t : min(t + _TOGETHER, count)]) for t in range(0, count, _TOGETHER)]
+        many = [rows(slots[:1], tokens, t) for t, tokens in parts]
+        many_beside = [rows(slots, tokens, t) for t, tokens in parts]
         shapes.append([torch.cat(one).cpu() for one in (alone, many, many_beside)])
-    floors = [noise.measured((a[0], a[i]), (b[0], b[i])) for a, b in [shapes] for i in (1, 2)]
+        if prompt:
+            ends.append([one.cpu() for one in _ends(make, info.vocab_size, prompt, info.max_len)])
+    floors = [
+        noise.measured((a[0], a[i]), (b[0], b[i])) for a, b in (shapes, *([ends] if prompt else [])) for i in (1, 2)
+    ]
     return {name: max(floor[name] for floor in floors) for name in floors[0]}
+
+
+def _prompt(infos: Sequence[ModelInfo]) -> list[int]:
+    """Tokens of no meaning, as many as the models' positions reach, up to `_PROMPT`; none if that is too few."""
+    length = min(_PROMPT, *(info.max_len for info in infos))
+    generator = torch.Generator().manual_seed(0)
+    ids: list[int] = torch.randint(infos[0].vocab_size, (length,), generator=generator).tolist()
+    return ids if length > 2 * _LAST else []
+
+
+def _ends(make: MakeCache, vocab_size: int, prompt: list[int], most: int) -> Iterator[torch.Tensor]:
+    """The last rows of a prompt: token by token; in one pass, the prompt before them cut; beside a longer sequence."""
+    cache, slots = make(2), [Slot(0), Slot(1)]
+    before, last = prompt[:-_LAST], prompt[-_LAST:]
+    cut, start = len(before) * 2 // 3, len(before)
+
+    def logps(*beside: int) -> torch.Tensor:
+        starts = [start, *beside]
+        logits = cache.forward(slots[: len(starts)], [last] * len(starts), starts, [_LAST] * len(starts))[0]
+        return logits[:, :vocab_size].float().log_softmax(-1)
+
+    cache.forward(slots[:1], [before], [0], [1])
+    yield torch.cat([_rows(cache, vocab_size, slots[:1], [token], start + i) for i, token in enumerate(last)])
+    for part, at in ((before[:cut], 0), (before[cut:], cut)):
+        cache.forward(slots[:1], [part], [at], [1])
+    yield logps()
+    yield logps(min(start + _FURTHER, most - _LAST))
 
 
 def _rows(cache: SlotCache, vocab_size: int, slots: list[Slot], tokens: list[int], start: int) -> torch.Tensor:
@@ -149,12 +180,7 @@ def _rows(cache: SlotCache, vocab_size: int, slots: list[Slot], tokens: list[int
 
 
 @torch.inference_mode()
-def pass_costs(
-    makers: Sequence[MakeCache],
-    infos: Sequence[ModelInfo],
-    scopes: Sequence[Callable[[], AbstractContextManager[Any]]],
-    sequences: int,
-) -> dict[Lead, MeasuredCosts]:
+def pass_costs(makers: Sequence[MakeCache], infos: Sequence[ModelInfo], sequences: int) -> dict[Lead, MeasuredCosts]:
     """What passes of one sequence and of several cost, each the least of a few times.
 
     The sizes of both models take turns, so that a machine that gets busy meanwhile slows all alike: what lookahead
@@ -168,9 +194,8 @@ def pass_costs(
     begin = time.perf_counter()
     for repeat in range(_REPEATS):
         for size in sizes:
-            for cache, scope, info, least_of in zip(caches, scopes, infos, seconds, strict=True):
-                with scope():
-                    took = _timed_pass(cache, slots[: size[0]], size[1], info.vocab_size)
+            for cache, info, least_of in zip(caches, infos, seconds, strict=True):
+                took = _timed_pass(cache, slots[: size[0]], size[1], info.vocab_size)
                 least_of[size] = min(took, least_of.get(size, took))
         if repeat >= 2 and time.perf_counter() - begin > _SECONDS:
             break

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,8 +115,8 @@ def cache_keyword(model: Any) -> str:
 class SlotCache:
     """The cache of one model and the forward passes through it.
 
-    Passes have at least `least` tokens a row, the rest filled. With `make_recorder` small ones are recorded and
-    replayed.
+    Passes have at least `least` tokens a row, the rest filled, and attention reads multiples of `bucket` positions. Of
+    a pass the model is run within `scope`. With `make_recorder` small passes are recorded and replayed.
     """
 
     def __init__(
@@ -124,12 +125,15 @@ class SlotCache:
         slots: int,
         max_len: int,
         least: int = 1,
+        bucket: int | None = None,
+        scope: Callable[[], AbstractContextManager[Any]] = nullcontext,
         make_recorder: Callable[[], Recorder] | None = None,
     ) -> None:
         config = model.config.get_text_config()
         self.slots, self.max_len, self.capacity, self.least = slots, max_len, 0, least
         self.current: _Pass
-        self._model = model
+        self._model, self._scope = model, scope
+        self._bucket = bucket or _BUCKET
         self._layers = [_SlotLayer(self) for _ in range(config.num_hidden_layers)]
         self._cache = Cache(layers=self._layers)
         self._keyword = cache_keyword(model)
@@ -147,7 +151,9 @@ class SlotCache:
             kinds = {"sliding_attention" if self._window else "full_attention"}
         self._kinds = kinds
         self.device: torch.device = model.device
-        self.graphs = Graphs(make_recorder, self._recorded_pass, self.device) if make_recorder else None
+        self.graphs: Graphs | None = None
+        if make_recorder is not None:
+            self.graphs = Graphs(make_recorder, self._recorded_pass, self.device, self._bucket)
 
     def copy(self, source: Slot, target: Slot, length: int) -> None:
         """Give `target` the first `length` tokens of `source`."""
@@ -187,7 +193,7 @@ class SlotCache:
                 rows,
                 slice(indices[0], indices[0] + len(indices)) if neighbours else rows[:, 0],
                 slice(starts[0], end) if alike else positions,
-                min(-(-end // _BUCKET) * _BUCKET, self.capacity),
+                min(-(-end // self._bucket) * self._bucket, self.capacity),
             )
             logits = self._pass(torch.tensor(filled, device=self.device), positions, skipped, decoder)
         return [
@@ -198,7 +204,7 @@ class SlotCache:
     def _recorded_pass(self, shape: Shape, given: torch.Tensor) -> torch.Tensor:
         """As `Graphs` wants it."""
         rows, positions = given[:, :1], given[:, 1:2] + torch.arange(shape.tokens, device=self.device)
-        slots = rows[:, 0] if shape.begin is None else slice(shape.begin, shape.begin + shape.rows)
+        slots = slice(0, shape.rows) if shape.in_place else rows[:, 0]
         self.current = _Pass(rows, slots, positions, shape.length)
         return self._pass(given[:, 2:], positions, 0)
 
@@ -212,10 +218,11 @@ class SlotCache:
             self._keyword: self._cache,
         }
         found: torch.Tensor
-        if decoder is None:
-            found = self._model(**inputs, logits_to_keep=ids.shape[1] - skipped).logits
-        else:
-            found = decoder(**inputs).last_hidden_state[:, skipped:]
+        with self._scope():
+            if decoder is None:
+                found = self._model(**inputs, logits_to_keep=ids.shape[1] - skipped).logits
+            else:
+                found = decoder(**inputs).last_hidden_state[:, skipped:]
         return found
 
     def forget(self, slots: list[Slot]) -> None:
@@ -233,8 +240,9 @@ class SlotCache:
         if length > self.capacity:
             if self.graphs is not None:
                 self.graphs.clear()
-            wanted = max(length, 2 * self.capacity, 4 * _BUCKET)
-            capacity = max(length, min(-(-wanted // _BUCKET) * _BUCKET, self.max_len + _BUCKET))
+            wanted = max(length, 2 * self.capacity, 4 * self._bucket)
+            most = max(length, self.max_len + self._bucket)
+            capacity = -(-min(wanted, most) // self._bucket) * self._bucket
             for layer in self._layers:
                 layer.grow(capacity)
             self.capacity = capacity  # only now: memory may have run out half-way
