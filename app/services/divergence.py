@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -68,7 +68,7 @@ async def measure(
 
 
 def _values(positions: int, measures: int, summary: bool) -> int:
-    return positions * (2 + measures) + _SUMMARY * summary
+    return positions * (4 + measures) + _SUMMARY * summary
 
 
 def _response(
@@ -107,7 +107,7 @@ async def _job(request: DivergenceRequest, served: ServedPair, index: int) -> Co
         a = b = await prompt_ids(item, codec, codec.template_side(served.side_a), prefix)
     solution = await solution_ids(item, codec, prefix)
     codec.fits(max(len(a), len(b)), len(solution), f"items.{index}", "solution tokens")
-    names = [*request.measures, *(NEEDED if request.summary else ())]
+    names = [*request.measures, *(NEEDED if request.summary or request.columns else ())]
     asked = [swapped(name) if served.swapped else name for name in dict.fromkeys(names)]
     return Compare(
         [*a, *solution],
@@ -178,15 +178,28 @@ def _column(parts: list[Array], job: Compare) -> Column:
 def _item(
     request: DivergenceRequest, served: ServedPair, index: int, solution: list[int], columns: ItemColumns
 ) -> ItemDivergence:
-    infinite = {name: np.flatnonzero(~np.isfinite(column)).tolist() for name, column in columns.measures.items()}
     codec = served.pair.codec
+    needed = {
+        "top1_agree": columns.top1_agree.tolist(),
+        "top_prob_a": columns.top_prob_a.tolist(),
+        "rank_of_b_in_a": columns.rank.tolist(),
+    }
     return ItemDivergence(
         token_ids=solution,
         tokens=codec.pieces(solution),
         values={name: finites(column.tolist()) for name, column in columns.measures.items()},
-        infinite={name: positions for name, positions in infinite.items() if positions},
+        infinite=_places(np.isinf, columns),
+        negative_infinite=_places(np.isneginf, columns),
+        logprobs_a=finites(columns.logprobs_a.tolist()),
+        logprobs_b=finites(columns.logprobs_b.tolist()),
+        columns=needed if request.columns else None,
         summary=summarised([columns], [solution], codec, index) if request.summary else None,
     )
+
+
+def _places(chosen: Callable[[Column], npt.NDArray[np.bool_]], columns: ItemColumns) -> dict[str, list[int]]:
+    found = {name: np.flatnonzero(chosen(column)).tolist() for name, column in columns.measures.items()}
+    return {name: positions for name, positions in found.items() if positions}
 
 
 def _provenance(request: DivergenceRequest, served: ServedPair, merged: list[int], kernel: str) -> Provenance:

@@ -69,6 +69,7 @@ class DivergenceFields(TypedDict, total=False):
     units: Literal["nats", "bits"]
     temperature: Real
     summary: bool
+    columns: bool
     noise_floor: bool
     merge_eos: bool
     prompt_mode: Literal["shared", "per_model"]

@@ -1,14 +1,13 @@
 """What a comparison of two models over many items says: tables of a paper, with errors that allow for clustering.
 
-Tokens of one solution are not independent. Beside the standard error over tokens, means over several items carry one
-clustered by item (a mean over tokens is a ratio of sums over items; its error by linearisation: Cochran, "Sampling
-Techniques", 3rd ed., section 6.4). Infinite values are counted, not averaged, as in `rl_onoff.summary`.
+Beside the standard error over tokens, means over several items carry one clustered by item (`rl_onoff.moments`).
+Infinite values are counted, not averaged, as in `rl_onoff.summary`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,12 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from rl_onoff import summary
+from rl_onoff.moments import Moments
 
 Column = npt.NDArray[np.float64]
 
 #: Edges of the buckets of A's confidence, the probability of its most likely token.
 CONFIDENCE_EDGES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
-POSITION_BUCKETS = 10
+POSITION_EDGES = tuple(i / 10 for i in range(11))
+SHIFTS = ("unshifted", "marginal", "shifted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class ItemColumns:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean with its standard error over tokens, and by item where there are two at least."""
+    """A mean with its standard error over tokens (NaN of one), and by item (None of one)."""
 
     value: float
     stderr: float
@@ -47,7 +48,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A token of the comparison."""
+    """A token of the comparison: which item, counted from 0, and where there."""
 
     item: int
     position: int
@@ -55,11 +56,12 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class MeasureSummary:
-    """`at` is where the largest value is, the first of equals."""
+    """`at` is where the largest value is, the first of equals; `percentiles_from` as in `summary.Values`."""
 
     statistics: summary.Statistics
     clustered_stderr: float | None
     at: Place
+    percentiles_from: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ class Bucket:
 class Summary:
     """Of all tokens of some items.
 
-    `rms_delta_p` is the root mean square of p_B - p_A of the scored token, as llama.cpp's `perplexity` reports it;
+    `delta_p` is p_B - p_A of the scored token, with its root mean square as llama.cpp's `perplexity` reports it;
     `shifts` the shares of tokens at which B's best is A's best, its second or third, or worse (URIAL, section 2).
     """
 
@@ -85,7 +87,7 @@ class Summary:
     measures: dict[str, MeasureSummary]
     top1_agreement: Estimate
     perplexity: summary.PerplexityRatio
-    ratio_clustered_stderr: float | None
+    delta_p: MeasureSummary
     rms_delta_p: Estimate
     mean_delta_p: Estimate
     shifts: dict[str, Estimate]
@@ -93,39 +95,75 @@ class Summary:
     by_position: list[Bucket]
 
 
-def summarise(items: Sequence[ItemColumns]) -> Summary:
-    """Of at least one item with at least one token each; no NaN."""
-    parts = [item.top1_agree for item in items]
-    ids = np.repeat(np.arange(len(items)), [part.size for part in parts])
-    logprobs_a, logprobs_b = (_join(items, name) for name in ("logprobs_a", "logprobs_b"))
-    columns = {name: np.concatenate([item.measures[name] for item in items]) for name in items[0].measures}
-    ratio = summary.perplexities(logprobs_a, logprobs_b)
-    with np.errstate(invalid="ignore"):
-        gap = np.where(np.isinf(logprobs_a) & np.isinf(logprobs_b), 0.0, logprobs_a - logprobs_b)
-    spread = clustered_stderr(gap, ids) if np.isfinite(gap).all() else None
-    delta_p = np.exp(logprobs_b) - np.exp(logprobs_a)
-    rank = _join(items, "rank")
-    where = np.concatenate([np.arange(part.size) / part.size for part in parts])
-    return Summary(
-        positions=ids.size,
-        items=len(items),
-        measures={name: _measure(column, ids) for name, column in columns.items()},
-        top1_agreement=estimate(_join(items, "top1_agree"), ids),
-        perplexity=ratio,
-        ratio_clustered_stderr=None if spread is None else ratio.ratio * spread,
-        rms_delta_p=_root(estimate(delta_p**2, ids)),
-        mean_delta_p=estimate(delta_p, ids),
-        shifts={
-            name: estimate(chosen.astype(np.float64), ids)
-            for name, chosen in (
-                ("unshifted", rank == 1),
-                ("marginal", (rank > 1) & (rank <= 3)),
-                ("shifted", rank > 3),
+class Comparison:
+    """Add items, each with a token at least and all with the same measures; then ask for the summary.
+
+    Memory does not grow with the items: of each measure `kept` values stay for percentiles.
+    """
+
+    def __init__(self, kept: int = summary.KEPT) -> None:
+        self._most = kept
+        self._items = 0
+        self._measures: dict[str, summary.Values] = {}
+        self._delta_p = summary.Values(kept)
+        self._logprobs = summary.TokenLogprobs()
+        self._means = Moments(2 + len(SHIFTS))  # top-1 agreement, squares of delta p, shifts
+        self._by_confidence, self._by_position = Buckets(CONFIDENCE_EDGES), Buckets(POSITION_EDGES)
+
+    def add(self, item: ItemColumns) -> None:
+        """Raises ValueError when its measures are not those of the items before it."""
+        if not self._items:
+            self._measures = {name: summary.Values(self._most) for name in item.measures}
+        elif self._measures.keys() != item.measures.keys():
+            raise ValueError(f"items measured by {', '.join(self._measures)} and by {', '.join(item.measures)}")
+        for name, column in item.measures.items():
+            self._measures[name].add(column)
+        delta_p = np.exp(item.logprobs_b) - np.exp(item.logprobs_a)
+        self._delta_p.add(delta_p)
+        self._logprobs.add(item.logprobs_a, item.logprobs_b)
+        shifts = (item.rank <= 1, (item.rank > 1) & (item.rank <= 3), item.rank > 3)
+        self._means.add(np.stack([item.top1_agree, delta_p**2, *shifts]))
+        self._by_confidence.add(item.top_prob_a, item.measures)
+        self._by_position.add(np.arange(delta_p.size) / delta_p.size, item.measures)
+        self._items += 1
+
+    def largest(self) -> Iterator[Place]:
+        """Where the largest values are so far, of each measure and of `delta_p`."""
+        return (Place(*values.at) for values in (*self._measures.values(), self._delta_p))
+
+    def summary(self) -> Summary:
+        """Of at least one item."""
+        delta_p = _measure(self._delta_p)
+        plain, clustered = self._means.covariance(), self._means.clustered()
+        top1, square, *shifts = (
+            Estimate(
+                float(mean),
+                math.nan if plain is None else math.sqrt(plain[index, index]),
+                None if clustered is None else math.sqrt(clustered[index, index]),
             )
-        },
-        by_confidence=buckets(_join(items, "top_prob_a"), CONFIDENCE_EDGES, columns),
-        by_position=buckets(where, [i / POSITION_BUCKETS for i in range(POSITION_BUCKETS + 1)], columns),
-    )
+            for index, mean in enumerate(self._means.mean)
+        )
+        return Summary(
+            positions=self._means.count,
+            items=self._items,
+            measures={name: _measure(values) for name, values in self._measures.items()},
+            top1_agreement=top1,
+            perplexity=self._logprobs.perplexities(),
+            delta_p=delta_p,
+            rms_delta_p=_root(square),
+            mean_delta_p=Estimate(delta_p.statistics.mean, delta_p.statistics.stderr, delta_p.clustered_stderr),
+            shifts=dict(zip(SHIFTS, shifts, strict=True)),
+            by_confidence=self._by_confidence.means(),
+            by_position=self._by_position.means(),
+        )
+
+
+def summarise(items: Sequence[ItemColumns]) -> Summary:
+    """Of at least one item with at least one token each; no NaN. Percentiles are of all tokens."""
+    comparison = Comparison(kept=sum(item.logprobs_a.size for item in items))
+    for item in items:
+        comparison.add(item)
+    return comparison.summary()
 
 
 def clustered_stderr(values: Column, clusters: npt.NDArray[np.int64]) -> float | None:
@@ -139,33 +177,40 @@ def clustered_stderr(values: Column, clusters: npt.NDArray[np.int64]) -> float |
     return math.sqrt(names.size / (names.size - 1) * float((residuals**2).sum())) / values.size
 
 
-def estimate(values: Column, clusters: npt.NDArray[np.int64]) -> Estimate:
-    """The mean of finite values with both its errors."""
-    stderr = float(values.std(ddof=1)) / math.sqrt(values.size) if values.size > 1 else 0.0
-    return Estimate(float(values.mean()), stderr, clustered_stderr(values, clusters))
-
-
-def buckets(keys: Column, edges: Sequence[float], columns: Mapping[str, Column]) -> list[Bucket]:
+class Buckets:
     """Means of the finite values of each column over the tokens whose key lies between neighbouring edges."""
-    found = np.clip(np.searchsorted(edges, keys, side="right") - 1, 0, len(edges) - 2)
-    made = []
-    for index, (low, high) in enumerate(pairwise(edges)):
-        chosen = found == index
-        means = {name: _finite_mean(column[chosen]) for name, column in columns.items()}
-        made.append(Bucket(float(low), float(high), int(chosen.sum()), means))
-    return made
+
+    def __init__(self, edges: Iterable[float]) -> None:
+        self._edges = np.array([*edges])
+        self._counts = np.zeros(self._edges.size - 1, dtype=np.int64)
+        self._sums: dict[str, Column] = {}  # [2, buckets]: of finite values, and how many they are
+
+    def add(self, keys: Column, columns: Mapping[str, Column]) -> None:
+        """The tokens of one item, `[T]` each."""
+        size = self._counts.size
+        found = np.clip(np.searchsorted(self._edges, keys, side="right") - 1, 0, size - 1)
+        self._counts += np.bincount(found, minlength=size)
+        for name, column in columns.items():
+            finite = np.isfinite(column)
+            at = found[finite]
+            sums = self._sums.setdefault(name, np.zeros((2, size)))
+            sums += [np.bincount(at, column[finite], minlength=size), np.bincount(at, minlength=size)]
+
+    def means(self) -> list[Bucket]:
+        """One for each pair of neighbouring edges."""
+        with np.errstate(invalid="ignore"):
+            means = {name: (sums[0] / sums[1]).tolist() for name, sums in self._sums.items()}
+        counts = self._counts.tolist()
+        return [
+            Bucket(low, high, counts[index], {name: column[index] for name, column in means.items()})
+            for index, (low, high) in enumerate(pairwise(self._edges.tolist()))
+        ]
 
 
-def _finite_mean(values: Column) -> float:
-    values = values[np.isfinite(values)]
-    return float(values.mean()) if values.size else math.nan
-
-
-def _measure(column: Column, ids: npt.NDArray[np.int64]) -> MeasureSummary:
-    index = int(column.argmax())
-    item = int(ids[index])
-    place = Place(item, index - int(np.searchsorted(ids, item)))
-    return MeasureSummary(summary.statistics(column), clustered_stderr(column, ids), place)
+def _measure(values: summary.Values) -> MeasureSummary:
+    return MeasureSummary(
+        values.statistics(), values.clustered_stderr, Place(*values.at), percentiles_from=values.percentiles_from
+    )
 
 
 def _root(square: Estimate) -> Estimate:
@@ -174,7 +219,3 @@ def _root(square: Estimate) -> Estimate:
     factor = 0.5 / root if root else 0.0
     clustered = None if square.clustered_stderr is None else square.clustered_stderr * factor
     return Estimate(root, square.stderr * factor, clustered)
-
-
-def _join(items: Sequence[ItemColumns], name: str) -> Column:
-    return np.concatenate([getattr(item, name) for item in items])

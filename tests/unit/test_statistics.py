@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from rl_onoff.statistics import ItemColumns, buckets, clustered_stderr, summarise
+from rl_onoff.statistics import Buckets, Comparison, ItemColumns, clustered_stderr, summarise
 from rl_onoff.summary import perplexities, statistics
 
 
@@ -31,14 +31,29 @@ def test_everything_of_two_items() -> None:
     a, b = (np.concatenate([getattr(each, name) for each in items]) for name in ("logprobs_a", "logprobs_b"))
     rank = np.concatenate([each.rank for each in items])
     assert (got.positions, got.items) == (100, 2)
-    assert got.measures["js"].statistics == statistics(js)
+    exact, found = statistics(js), got.measures["js"].statistics
+    assert (found.count, found.min, found.max, found.percentiles) == (100, exact.min, exact.max, exact.percentiles)
+    assert (found.mean, found.std, found.stderr) == pytest.approx((exact.mean, exact.std, exact.stderr), rel=1e-13)
     index = int(js.argmax())
     at = got.measures["js"].at
     assert (at.item, at.position) == ((0, index) if index < 40 else (1, index - 40))
-    assert got.perplexity == perplexities(a, b)
+    whole = perplexities(a, b)
+    for name in ("a", "b", "ratio", "difference", "a_stderr", "difference_stderr", "correlation"):
+        assert getattr(got.perplexity, name) == pytest.approx(getattr(whole, name), rel=1e-12), name
+    assert whole.a_clustered_stderr is None
     delta = np.exp(b) - np.exp(a)
     assert got.rms_delta_p.value == pytest.approx(math.sqrt((delta**2).mean()))
-    assert got.mean_delta_p.value == pytest.approx(delta.mean())
+    assert got.mean_delta_p.value == got.delta_p.statistics.mean == pytest.approx(delta.mean())
+    assert (got.delta_p.statistics.min, got.delta_p.statistics.max) == (delta.min(), delta.max())
+    assert got.delta_p.statistics.percentiles["75"] == np.percentile(delta, 75)
+    at = int(delta.argmax())
+    assert (got.delta_p.at.item, got.delta_p.at.position) == ((0, at) if at < 40 else (1, at - 40))
+    ids = np.repeat([0, 1], [40, 60])
+    assert got.delta_p.clustered_stderr == pytest.approx(clustered_stderr(delta, ids))
+    assert got.measures["js"].clustered_stderr == pytest.approx(clustered_stderr(js, ids))
+    assert got.top1_agreement.clustered_stderr == pytest.approx(
+        clustered_stderr(np.concatenate([each.top1_agree for each in items]), ids)
+    )
     shares = {name: share.value for name, share in got.shifts.items()}
     assert shares == {
         "unshifted": pytest.approx((rank == 1).mean()),
@@ -72,7 +87,7 @@ def test_the_clustered_error_is_that_of_repeated_samples() -> None:
 
 def test_one_item_has_no_error_by_item() -> None:
     got = summarise([item(3, 10)])
-    assert got.top1_agreement.clustered_stderr is got.ratio_clustered_stderr is None
+    assert got.top1_agreement.clustered_stderr is got.perplexity.ratio_clustered_stderr is None
     assert got.measures["js"].clustered_stderr is None
 
 
@@ -101,7 +116,61 @@ def test_equal_models() -> None:
 
 
 def test_the_last_bucket_holds_its_upper_edge_and_an_empty_one_has_no_mean() -> None:
-    made = buckets(np.array([0.0, 0.49, 1.0]), [0.0, 0.5, 0.9, 1.0], {"js": np.array([1.0, 2.0, 3.0])})
+    buckets = Buckets([0.0, 0.5, 0.9, 1.0])
+    buckets.add(np.array([0.0, 0.49, 1.0]), {"js": np.array([1.0, 2.0, 3.0])})
+    made = buckets.means()
     assert [bucket.count for bucket in made] == [2, 0, 1]
     assert made[0].means["js"] == 1.5
     assert math.isnan(made[1].means["js"])
+
+
+def test_one_token_has_no_errors() -> None:
+    one = item(6, 1)
+    got = summarise([one])
+    estimates = (got.top1_agreement, got.rms_delta_p, got.mean_delta_p, *got.shifts.values())
+    assert all(math.isnan(each.stderr) and each.clustered_stderr is None for each in estimates)
+    assert math.isnan(got.measures["js"].statistics.stderr)
+    assert math.isnan(got.perplexity.a_stderr)
+    # Of two items with a token each there are both, and they are the same but for what is equal by chance.
+    two = summarise([one, item(7, 1)])
+    assert two.mean_delta_p.stderr == pytest.approx(two.mean_delta_p.clustered_stderr)
+
+
+def clusters(rng: np.random.Generator) -> list[ItemColumns]:
+    """Thirty items whose level of log-probability is their own, and shared by the models."""
+    made = []
+    for length in rng.integers(5, 40, 30):
+        a = -np.exp(rng.normal(0, 0.5)) * rng.gamma(2.0, 0.4, length)
+        b = 0.9 * a - rng.gamma(0.3, 0.2, length) * np.exp(rng.normal(0, 0.5))
+        ones = np.ones(length)
+        made.append(ItemColumns({"js": ones}, a, b, ones, ones, ones))
+    return made
+
+
+def test_clustered_errors_of_perplexities_are_those_of_repeated_samples() -> None:
+    rng = np.random.default_rng(8)
+    found = [summarise(clusters(rng)).perplexity for _ in range(500)]
+    for name in ("a", "b", "ratio", "difference"):
+        spread = np.std([getattr(each, name) for each in found])
+        told = np.mean([getattr(each, f"{name}_clustered_stderr") for each in found])
+        assert told == pytest.approx(spread, rel=0.1), name
+        if name != "ratio":
+            assert np.mean([getattr(each, f"{name}_stderr") for each in found]) < 0.7 * spread, name
+
+
+def test_clustered_errors_of_perplexities_by_their_formula() -> None:
+    items = clusters(np.random.default_rng(9))
+    got = summarise(items).perplexity
+    ids = np.repeat(np.arange(30), [each.logprobs_a.size for each in items])
+    a, b = (np.concatenate([getattr(each, name) for each in items]) for name in ("logprobs_a", "logprobs_b"))
+    ppl_a, ppl_b = np.exp(-a.mean()), np.exp(-b.mean())
+    assert got.a_clustered_stderr == pytest.approx(clustered_stderr(ppl_a * a, ids))
+    assert got.difference_clustered_stderr == pytest.approx(clustered_stderr(ppl_a * a - ppl_b * b, ids))
+    assert got.ratio_clustered_stderr == pytest.approx(clustered_stderr(ppl_b / ppl_a * (a - b), ids))
+
+
+def test_items_of_different_measures_do_not_mix() -> None:
+    comparison, one = Comparison(), item(1, 3)
+    comparison.add(one)
+    with pytest.raises(ValueError, match="measured by js, kl_ab and by js"):
+        comparison.add(ItemColumns({"js": one.measures["js"]}, *(getattr(one, n) for n in ItemColumns.__slots__[1:])))

@@ -37,6 +37,7 @@ class Divergence(Task):
             "units": self.units,
             "temperature": self.temperature,
             "prompt_mode": self.prompt_mode,
+            "columns": True,  # runs from before they were recorded cannot be gone on with
         } | ({"noise_floor": True} if self.noise_floor else {})
 
     async def work(self, client: AsyncClient, row: Row, missing: Collection[int]) -> list[Record]:
@@ -49,8 +50,10 @@ class Divergence(Task):
             temperature=self.temperature,
             prompt_mode=self.prompt_mode,
             noise_floor=self.noise_floor,
+            columns=True,
         )
         record = result_of(row, 0) | answer.items[0].model_dump()
+        record["provenance"] = answer.provenance.model_dump()
         if answer.noise_floor is not None:
             record["noise_floor"] = answer.noise_floor.model_dump()
         return [record]

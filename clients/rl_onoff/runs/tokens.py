@@ -1,110 +1,99 @@
-"""Per-token values of a run in bounded memory: exact moments, percentiles of a sample where there are many."""
+"""What a run of `divergence` says over all of its items: as one answer of the service would, in bounded memory."""
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from rl_onoff.summary import PERCENTILES
+from rl_onoff.errors import DataError
+from rl_onoff.runs.floor import Floor
+from rl_onoff.schemas.divergence import TokenPlace, with_infinities
+from rl_onoff.statistics import Comparison, ItemColumns, Place
+from rl_onoff.summary import KEPT
+from rl_onoff.summary_out import divergence_summary
 
-#: Values kept for percentiles; of more, a uniform sample of so many.
-KEPT: Final = 1 << 20
-
-
-class TokenValues:
-    """Add values `[n]`, None for infinite ones; ask for the summary at the end."""
-
-    def __init__(self, kept: int = KEPT) -> None:
-        self._kept: npt.NDArray[np.float64] = np.empty(min(kept, 1 << 12))
-        self._most = kept
-        self._random = np.random.default_rng(0)
-        self.count = self.infinite = 0
-        self._mean = self._squares = 0.0  # of the finite values; squares of what deviates from the mean
-        self._min, self._max = math.inf, -math.inf
-
-    def add(self, values: Iterable[float | None]) -> None:
-        """Values of one row."""
-        array = np.array([math.inf if value is None else value for value in values], dtype=np.float64)
-        finite = array[np.isfinite(array)]
-        self._merge(finite)
-        self.infinite += array.size - finite.size
-        if array.size:
-            self._min, self._max = min(self._min, float(array.min())), max(self._max, float(array.max()))
-        for value in array:  # algorithm R (Vitter 1985)
-            at = self.count if self.count < self._most else int(self._random.integers(self.count + 1))
-            self.count += 1
-            if at < self._most:
-                if at >= len(self._kept):
-                    self._kept = np.resize(self._kept, min(self._most, 2 * len(self._kept)))
-                self._kept[at] = value
-
-    def _merge(self, finite: npt.NDArray[np.float64]) -> None:
-        """Without cancellation: Chan, Golub and LeVeque 1979, equation 2.1."""
-        if not finite.size:
-            return
-        before = self.count - self.infinite
-        mean = float(finite.mean())
-        apart, n = mean - self._mean, before + finite.size
-        self._squares += float(((finite - mean) ** 2).sum()) + apart**2 * before * finite.size / n
-        self._mean += apart * finite.size / n
-
-    def summary(self) -> dict[str, Any]:
-        """Moments over the finite values, order statistics over all; None where infinite."""
-        n = self.count - self.infinite
-        mean = self._mean if n else None
-        variance = self._squares / (n - 1) if n > 1 else 0.0
-        kept = self._kept[: min(self.count, self._most)]
-        method = "linear" if np.isfinite(kept).all() else "inverted_cdf"
-        cuts = np.percentile(kept, PERCENTILES, method=method) if kept.size else []  # type: ignore[call-overload]
-        return {
-            "count": self.count,
-            "infinite": self.infinite,
-            "mean": mean,
-            "stderr": math.sqrt(variance / n) if n else None,
-            "std": math.sqrt(variance),
-            "min": _finite(self._min),
-            "max": _finite(self._max),
-            "percentiles": {f"{p:g}": _finite(float(cut)) for p, cut in zip(PERCENTILES, cuts, strict=False)},
-            "percentiles_from": int(kept.size),
-        }
+Record = Mapping[str, Any]
 
 
-def summarise_divergence(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The summary of results of `divergence`: every measure over all tokens, agreement, perplexities of both models."""
-    measures: dict[str, TokenValues] = {}
-    results = failed = positions = 0
-    agree = log_a = log_b = 0.0
+def item_columns(record: Record) -> ItemColumns:
+    """The columns of a line of results. Raises KeyError where it has not all of them."""
+    negative, columns = record["negative_infinite"], record["columns"]
+    logprobs = {name: record[name] for name in ("logprobs_a", "logprobs_b")}
+    return ItemColumns(
+        measures={
+            name: np.array(with_infinities(values, negative.get(name, ())), dtype=np.float64)
+            for name, values in record["values"].items()
+        },
+        **{name: _column(with_infinities(values, range(len(values)))) for name, values in logprobs.items()},
+        top1_agree=_column(columns["top1_agree"]),
+        top_prob_a=_column(columns["top_prob_a"]),
+        rank=_column(columns["rank_of_b_in_a"]),
+    )
+
+
+def _column(values: list[float]) -> npt.NDArray[np.float64]:
+    return np.array(values, dtype=np.float64)
+
+
+def summarise_divergence(records: Iterable[Record], kept: int = KEPT) -> dict[str, Any]:
+    """The summary of results of `divergence`: that of one request with all items, and where it came from.
+
+    It is that of `DivergenceResponse`, where an `item` is told by its id. Percentiles are of `kept` values drawn from
+    all, where there are more: `percentiles_from` says of how many. Beside it `noise_floor`, where that was asked for,
+    and `provenance`: null where results differ in it; then `provenances` has each, with its number of `results`.
+    Raises DataError for a record that lacks what the summary is made of.
+    """
+    comparison, floor, origins = Comparison(kept), Floor(), _Origins()
+    tokens: dict[Place, TokenPlace] = {}
+    results = failed = 0
     for record in records:
         if "error" in record:
             failed += 1
             continue
+        try:
+            comparison.add(item_columns(record))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"the result of {record['id']} cannot be summed up: {error!r}") from None
+        tokens = {at: tokens.get(at) or _named(record, at.position) for at in comparison.largest()}
+        floor.add(record)
+        origins.add(record["provenance"])
         results += 1
-        for name, values in record["values"].items():
-            measures.setdefault(name, TokenValues()).add(values)
-        found = record["summary"]
-        positions += found["positions"]
-        agree += found["positions"] * found["top1_agreement"]
-        log_a += found["positions"] * _log(found["perplexity"]["a"])
-        log_b += found["positions"] * _log(found["perplexity"]["b"])
-    summary: dict[str, Any] = {"results": results, "failed": failed, "positions": positions}
-    if positions:
-        summary["measures"] = {name: values.summary() for name, values in measures.items()}
-        summary["top1_agreement"] = agree / positions
-        summary["perplexity"] = {"a": _exp(log_a / positions), "b": _exp(log_b / positions)}
-    return summary
+    summary: dict[str, Any] = {"results": results, "failed": failed}
+    if not results:
+        return summary | {"positions": 0}
+    made = comparison.summary()
+    summary |= divergence_summary(made, tokens.__getitem__).model_dump()
+    for name, each in made.measures.items():
+        summary["measures"][name]["percentiles_from"] = each.percentiles_from
+    summary["delta_p"]["percentiles_from"] = made.delta_p.percentiles_from
+    return summary | floor.summary() | origins.summary()
 
 
-def _log(perplexity: float | None) -> float:
-    return math.inf if perplexity is None else math.log(perplexity)
+def _named(record: Record, position: int) -> TokenPlace:
+    return TokenPlace(
+        item=str(record["id"]),
+        position=position,
+        token_id=record["token_ids"][position],
+        token=record["tokens"][position],
+    )
 
 
-def _exp(value: float) -> float | None:
-    return math.exp(value) if value < 700 else None
+class _Origins:
+    """Provenances that differ, and how many results have each."""
 
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    def add(self, provenance: Mapping[str, Any]) -> None:
+        key = json.dumps(provenance, sort_keys=True)
+        self._counts[key] = self._counts.get(key, 0) + 1
+
+    def summary(self) -> dict[str, Any]:
+        found = [(json.loads(key), count) for key, count in self._counts.items()]
+        if len(found) == 1:
+            return {"provenance": found[0][0]}
+        return {"provenance": None, "provenances": [each | {"results": count} for each, count in found]}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -17,6 +19,9 @@ class DivergenceRequest(Request):
     units: Literal["nats", "bits"] = "nats"
     temperature: float = Field(default=1.0, ge=MIN_TEMPERATURE, le=1e6)
     summary: bool = True
+    columns: bool = Field(
+        default=False, description="also give what a summary needs beside the measures, so that one can be made of many"
+    )
     noise_floor: bool = Field(
         default=False, description="also measure how far A is from itself with its logits rounded to bfloat16"
     )
@@ -35,13 +40,16 @@ class DivergenceRequest(Request):
 
 
 class StatisticsOut(Response):
-    """Moments over the finite values, order statistics over all; null where infinite."""
+    """Moments over the finite values, order statistics over all; null where infinite.
+
+    `stderr` and `std` are null where fewer than two values are finite.
+    """
 
     count: int
     infinite: int
     mean: float | None
-    stderr: float
-    std: float
+    stderr: float | None
+    std: float | None
     min: float | None
     max: float | None
     percentiles: dict[str, float | None]
@@ -54,26 +62,42 @@ class StatisticsOut(Response):
 class TokenPlace(Response):
     """A token of the request's items: `position` counts within the solution."""
 
-    item: int
+    item: int | str = Field(description="its place in the request; in a run the row's id")
     position: int
     token_id: int
     token: str
 
 
 class EstimateOut(Response):
-    """A mean over tokens, with its standard error over tokens, and over items where there are two at least."""
+    """A mean over tokens, with its standard error over tokens and over items, each null of fewer than two."""
 
     value: float
-    stderr: float
+    stderr: float | None
     clustered_stderr: float | None
 
 
 class Perplexities(Response):
+    """Of A and B on the same tokens, null where infinite; errors null where there is no estimate, or of one token.
+
+    Errors by the delta method, those of `ratio` and `difference` with the models' covariance; the clustered ones take
+    items as independent rather than tokens, and are null for one item.
+    """
+
     a: float | None
     b: float | None
     ratio: float | None = Field(description="b over a; null too where each excludes a token the other allows")
+    difference: float | None = Field(default=None, description="b minus a")
+    a_stderr: float | None = None
+    b_stderr: float | None = None
     ratio_stderr: float | None = Field(description="from the differences at each token, so correlation is allowed for")
+    difference_stderr: float | None = None
+    a_clustered_stderr: float | None = None
+    b_clustered_stderr: float | None = None
     ratio_clustered_stderr: float | None = None
+    difference_clustered_stderr: float | None = None
+    correlation: float | None = Field(
+        default=None, description="Pearson's, of the two models' log-probabilities of the scored tokens"
+    )
 
 
 class BucketOut(Response):
@@ -98,6 +122,7 @@ class DivergenceSummary(Response):
     top1_agreement: float
     top1: EstimateOut | None = None
     perplexity: Perplexities
+    delta_p: StatisticsOut | None = Field(default=None, description="of p_B - p_A of the scored token")
     rms_delta_p: EstimateOut | None = Field(
         default=None, description="root mean square of p_B - p_A of the scored token"
     )
@@ -119,11 +144,33 @@ class NoiseFloor(Response):
 
 
 class ItemDivergence(Response):
+    """Of T tokens. JSON has no infinity: null stands for it, with its sign in `infinite` and `negative_infinite`."""
+
     token_ids: list[int]
     tokens: list[str]
     values: dict[str, list[float | None]] = Field(description="null: infinite, see `infinite`")
-    infinite: dict[str, list[int]] = Field(default={}, description="positions whose value is infinite")
+    infinite: dict[str, list[int]] = Field(default={}, description="positions whose value is infinite, either way")
+    negative_infinite: dict[str, list[int]] = Field(default={}, description="those of `infinite` whose value is -inf")
+    logprobs_a: list[float | None] = Field(
+        default=[], description="of the solution's tokens under A, at the temperature, in nats; null: -inf"
+    )
+    logprobs_b: list[float | None] = []
+    columns: dict[str, list[float]] | None = Field(
+        default=None, description="top1_agree, top_prob_a and rank_of_b_in_a, where the request said `columns`"
+    )
     summary: DivergenceSummary | None = None
+
+    def column(self, measure: str) -> list[float]:
+        """The values of a measure, `[T]`, infinite ones as such. Raises KeyError for one that was not asked for."""
+        return with_infinities(self.values[measure], self.negative_infinite.get(measure, ()))
+
+
+def with_infinities(values: Sequence[float | None], negative: Iterable[int] = ()) -> list[float]:
+    """Values of an answer or a record, null replaced by the infinity it stands for; `negative`: places of -inf."""
+    below = frozenset(negative)
+    return [
+        (-math.inf if index in below else math.inf) if value is None else value for index, value in enumerate(values)
+    ]
 
 
 class Provenance(Response):
