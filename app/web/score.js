@@ -119,8 +119,8 @@ export class Score {
     this.statistics.replaceChildren(
       facts({
         tokens: positions,
-        mean: `${number(found.mean)} ± ${number(found.stderr)}${unit}`,
-        'std. deviation': number(found.std),
+        mean: `${number(found.mean)}${error(found.stderr)}${unit}`,
+        ...(found.std === null ? {} : { 'std. deviation': number(found.std) }),
         minimum: number(found.min),
         median: number(found.percentiles['50']),
         '90th percentile': number(found.percentiles['90']),
@@ -130,9 +130,9 @@ export class Score {
       }),
       facts({
         'same best token': percent(top1_agreement),
-        'perplexity of A': number(perplexity.a),
-        'perplexity of B': number(perplexity.b),
-        'ratio B/A': `${number(perplexity.ratio)}${perplexity.ratio_stderr === null ? '' : ` ± ${number(perplexity.ratio_stderr)}`}`,
+        'perplexity of A': `${number(perplexity.a)}${error(perplexity.a_stderr)}`,
+        'perplexity of B': `${number(perplexity.b)}${error(perplexity.b_stderr)}`,
+        'ratio B/A': `${number(perplexity.ratio)}${error(perplexity.ratio_stderr)}`,
       }),
     );
     this.picture.replaceChildren(el('h3', { class: 'muted', text: `Tokens by ${measureName(measure)}${unit && `, ${this.body.units}`} (logarithmic counts)` }), histogram(values, measureName(measure)));
@@ -160,12 +160,12 @@ export class Score {
   #saveCsv() {
     const { token_ids, tokens, values } = this.response.items[0];
     const names = Object.keys(values);
-    const infinite = this.response.items[0].infinite ?? {};
+    const { infinite = {}, negative_infinite: below = {} } = this.response.items[0];
     const rows = token_ids.map((/** @type {number} */ id, /** @type {number} */ i) => [
       i,
       id,
       tokens[i],
-      ...names.map((name) => values[name][i] ?? (infinite[name]?.includes(i) ? 'inf' : '')),
+      ...names.map((name) => values[name][i] ?? (below[name]?.includes(i) ? '-inf' : infinite[name]?.includes(i) ? 'inf' : '')),
     ]);
     download('divergence.csv', csv([['position', 'token_id', 'token', ...names], ...rows]), 'text/csv');
   }
@@ -185,6 +185,11 @@ function field(id, text, input) {
 /** @param {string} id @param {string} text @param {HTMLElement} input */
 function labelled(id, text, input) {
   return [el('label', { for: id, class: 'muted', text }), input];
+}
+
+/** A standard error, where there is one. @param {number | null} value */
+function error(value) {
+  return value === null ? '' : ` ± ${number(value)}`;
 }
 
 /** @param {Record<string, string | number>} values */

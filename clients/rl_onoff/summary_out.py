@@ -1,4 +1,4 @@
-"""Summaries as JSON has them, in answers of `/divergence` and in runs: null where infinite, or where none can be told."""
+"""Summaries as JSON has them, in answers of `/divergence` and in runs: null where infinite, or not to be told."""
 
 from __future__ import annotations
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from rl_onoff import AsyncClient
 from rl_onoff.cli import app
 from rl_onoff.runs import RunFolder
+from rl_onoff.statistics import clustered_stderr
 from tests.unit.service_double import SWITCHED, problem
 
 runner = CliRunner()
@@ -34,6 +37,8 @@ class Answers:
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
         self.refused: set[str] = set()
+        self.served = 0
+        self.moves_after = 100
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         if request.url.path == "/models":
@@ -64,10 +69,19 @@ class Answers:
         return SWITCHED | {"seed": body["sampling"]["seed"]}
 
     def divergence(self, body: dict[str, Any]) -> dict[str, Any]:
-        perplexity = {"a": 2.0, "b": 4.0, "ratio": 2.0, "ratio_stderr": 0.0}
-        summary = {"positions": 2, "measures": {}, "top1_agreement": 0.5, "perplexity": perplexity}
-        values = {name: [0.25, None] for name in body["measures"]}
-        item = {"token_ids": [1, 2], "tokens": ["x", "y"], "values": values, "summary": summary}
+        perplexity = {"a": 2.0, "b": 4.0, "ratio": 2.0, "ratio_stderr": None}
+        item = {
+            "token_ids": [1, 2],
+            "tokens": ["x", "y"],
+            "values": {name: [0.25, None] for name in body["measures"]},
+            "infinite": {name: [1] for name in body["measures"]},
+            "negative_infinite": {"delta_logp": [1]},
+            "logprobs_a": [math.log(0.5), math.log(0.5)],
+            "logprobs_b": [math.log(0.25), math.log(0.25)],
+            "columns": {"top1_agree": [1.0, 0.0], "top_prob_a": [0.5, 0.75], "rank_of_b_in_a": [1.0, 2.0]},
+            "summary": {"positions": 2, "measures": {}, "top1_agreement": 0.5, "perplexity": perplexity},
+        }
+        self.served += 1
         provenance = {
             "version": "0",
             "backend": "hf",
@@ -78,8 +92,17 @@ class Answers:
             "units": "nats",
             "temperature": 1.0,
             "prompt_mode": "shared",
+            "kernel": "streaming" if self.served <= self.moves_after else "reference",
         }
-        return {"id": "d", "a": "base", "b": "rl", "items": [item], "provenance": provenance}
+        floor = {"pass_shape": {}, "bfloat16_logits": {"js": self.floor(self.served)}}
+        answer = {"id": "d", "a": "base", "b": "rl", "items": [item], "provenance": provenance}
+        return answer | ({"noise_floor": floor} if body.get("noise_floor") else {})
+
+    def floor(self, item: int) -> dict[str, Any]:
+        """Of two tokens with values `item` and `item` + 1, in 1e-6."""
+        least, most = 1e-6 * item, 1e-6 * (item + 1)
+        fields = {"count": 2, "infinite": 0, "mean": (least + most) / 2, "std": 1e-6 / math.sqrt(2), "percentiles": {}}
+        return fields | {"stderr": 5e-7, "min": least, "max": most}
 
 
 @pytest.fixture
@@ -147,8 +170,61 @@ def test_without_a_folder_results_are_lines_on_stdout(service: Answers, data: Pa
 def test_the_summary_of_divergences(service: Answers, data: Path, tmp_path: Path) -> None:
     result = runner.invoke(app, ["divergence", "-d", str(data), "-o", str(tmp_path / "r"), "--json"])
     found = json.loads(result.stdout)
-    assert (found["positions"], found["top1_agreement"], found["perplexity"]) == (10, 0.5, {"a": 2.0, "b": 4.0})
+    assert (found["positions"], found["items"], found["top1_agreement"]) == (10, 5, 0.5)
+    assert (found["perplexity"]["a"], found["perplexity"]["b"]) == pytest.approx((2.0, 4.0))
     assert (found["measures"]["js"]["mean"], found["measures"]["js"]["infinite"]) == (0.25, 5)
+    assert found["measures"]["js"]["max_at"] == {
+        "item": found["delta_p"]["max_at"]["item"],
+        "position": 1,
+        "token_id": 2,
+        "token": "y",
+    }
+    assert found["shifts"]["marginal"]["value"] == 0.5
+    assert found["provenance"]["kernel"] == "streaming"
+    assert "provenances" not in found
+    assert "noise_floor" not in found
+
+
+def test_the_sign_of_an_infinite_value_is_read(service: Answers, data: Path, tmp_path: Path) -> None:
+    command = ["divergence", "-d", str(data), "--measure", "delta_logp", "--measure", "js", "-o", str(tmp_path / "r")]
+    result = runner.invoke(app, [*command, "--json"])
+    measures = json.loads(result.stdout)["measures"]
+    assert (measures["delta_logp"]["min"], measures["delta_logp"]["max"]) == (None, 0.25)
+    assert (measures["js"]["min"], measures["js"]["max"]) == (0.25, None)
+
+
+def test_the_noise_floor_of_a_run_is_that_of_all_its_items(service: Answers, data: Path, tmp_path: Path) -> None:
+    command = ["divergence", "-d", str(data), "--noise-floor", "-o", str(tmp_path / "r"), "--json"]
+    found = json.loads(runner.invoke(app, command).stdout)["noise_floor"]["bfloat16_logits"]["js"]
+    values = np.array([[i, i + 1] for i in range(1, 6)]) * 1e-6
+    assert (found["count"], found["min"], found["max"]) == (10, pytest.approx(1e-6), pytest.approx(6e-6))
+    assert found["mean"] == pytest.approx(values.mean())
+    assert found["std"] == pytest.approx(values.std(ddof=1))
+    assert found["stderr"] == pytest.approx(values.std(ddof=1) / math.sqrt(10))
+    assert found["clustered_stderr"] == pytest.approx(clustered_stderr(values.ravel(), np.repeat(np.arange(5), 2)))
+
+
+def test_results_of_several_origins_are_told_apart(service: Answers, data: Path, tmp_path: Path) -> None:
+    service.moves_after = 2
+    result = runner.invoke(app, ["divergence", "-d", str(data), "-o", str(tmp_path / "r")])
+    assert "results of 2 origins, which differ in kernel: see provenances in summary.json" in result.stderr
+    found = json.loads((tmp_path / "r" / "summary.json").read_text())
+    assert found["provenance"] is None
+    assert sorted((each["kernel"], each["results"]) for each in found["provenances"]) == [
+        ("reference", 3),
+        ("streaming", 2),
+    ]
+
+
+def test_a_run_from_before_columns_were_kept_is_not_gone_on_with(service: Answers, data: Path, tmp_path: Path) -> None:
+    command = ["divergence", "-d", str(data), "-o", str(tmp_path / "r"), "--limit", "1"]
+    assert runner.invoke(app, command).exit_code == 0
+    manifest = json.loads((tmp_path / "r" / "manifest.json").read_text())
+    del manifest["identity"]["settings"]["columns"]
+    (tmp_path / "r" / "manifest.json").write_text(json.dumps(manifest))
+    result = runner.invoke(app, [*command, "--resume"])
+    assert result.exit_code == 2
+    assert "settings.columns was null, now true" in result.stderr
 
 
 def test_switching_over_a_data_set(service: Answers, data: Path, tmp_path: Path) -> None:

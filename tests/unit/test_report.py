@@ -22,7 +22,7 @@ from rl_onoff.report import make_report, read_runs, write
 from rl_onoff.report.outcomes import Outcomes, flips, natural
 from rl_onoff.report.style import inline
 from rl_onoff.report.tables import Table
-from rl_onoff.report.tokens import Means, TokenStats
+from rl_onoff.report.tokens import Means, TokenStats, columns
 from rl_onoff.runs import RunFolder, summarise
 from rl_onoff.statistics import clustered_stderr
 
@@ -455,6 +455,13 @@ def test_divergences_alone_make_a_report_that_says_what_is_missing(tmp_path: Pat
     assert "No run has a score" in page
     assert [row["share"] for row in table(tmp_path / "out", "shifts")] == ["0.5", "0.0", "0.5"]
     assert not (tmp_path / "out" / "tables" / "accuracy.csv").exists()
+
+
+def test_infinite_values_have_the_sign_that_the_record_tells() -> None:
+    values = {"delta_logp": [None, 0.5, None], "kl_ab": [None, 0.1, 0.2]}
+    found = columns({"values": values, "negative_infinite": {"delta_logp": [2]}})
+    assert found["delta_logp"].tolist() == [np.inf, 0.5, -np.inf]
+    assert found["kl_ab"].tolist() == [np.inf, 0.1, 0.2]
 
 
 def test_what_cannot_be_reported_is_said(study: Path, tmp_path: Path) -> None:

@@ -12,8 +12,6 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 
 from rl_onoff import AsyncClient
 from rl_onoff.data import Reader, Row, open_source
@@ -21,7 +19,7 @@ from rl_onoff.errors import DataError, RunLocked, RunMismatch, WorkerUnavailable
 from rl_onoff.runs import RunFolder, Sample, Task, execute, read_results, summarise
 from rl_onoff.runs.loop import Guard, fingerprints
 from rl_onoff.runs.tasks import Record
-from rl_onoff.runs.tokens import TokenValues
+from rl_onoff.runs.tokens import summarise_divergence
 from rl_onoff.summary import statistics
 from tests.unit.service_double import GENERATED, Body
 
@@ -191,29 +189,43 @@ def test_a_summary() -> None:
     json.dumps(found, allow_nan=False)
 
 
-@given(st.lists(st.one_of(st.floats(-1e6, 1e6), st.none()), min_size=1, max_size=60))
-@example([699051.0253749208] * 3)
-def test_values_of_tokens_agree_with_the_exact_summary(values: list[float | None]) -> None:
-    stream = TokenValues()
-    for value in values:
-        stream.add([value])
-    found = stream.summary()
+def compared(row: object, values: list[float | None], **more: Any) -> Record:
+    """A result of `divergence`."""
+    ones = [1.0] * len(values)
+    columns = {"top1_agree": ones, "top_prob_a": ones, "rank_of_b_in_a": ones}
+    tokens = {"token_ids": [0] * len(values), "tokens": ["x"] * len(values), "provenance": {}}
+    logprobs = {"logprobs_a": [-1.0] * len(values), "logprobs_b": [None, *[-1.0] * (len(values) - 1)]}
+    fields = {"values": {"kl_ab": values}, "negative_infinite": {}, "columns": columns}
+    return record(row, **tokens, **logprobs, **fields, **more)
+
+
+def test_a_run_of_divergence_keeps_so_many_values_and_says_so() -> None:
+    rng = np.random.default_rng(0)
+    records = [compared(i, rng.uniform(size=1000).tolist()) for i in range(50)]
+    found = summarise_divergence(records, kept=2000)
+    kl = found["measures"]["kl_ab"]
+    assert (kl["count"], kl["percentiles_from"]) == (50_000, 2000)
+    assert kl["percentiles"]["50"] == pytest.approx(0.5, abs=0.05)
+    assert kl["mean"] == pytest.approx(np.mean([record["values"]["kl_ab"] for record in records]), rel=1e-12)
+    assert (found["perplexity"]["b"], found["perplexity"]["a"]) == (None, pytest.approx(np.e))
+    json.dumps(found, allow_nan=False)
+
+
+def test_an_exact_summary_of_infinite_values_and_one_of_a_single_token() -> None:
+    values = [0.5, None, 0.25, 0.75]
+    kl = summarise_divergence([compared(0, values[:3]), compared(1, values[3:])])["measures"]["kl_ab"]
     exact = statistics([np.inf if value is None else value for value in values])
-    assert (found["count"], found["infinite"]) == (exact.count, exact.infinite)
-    if exact.infinite < exact.count:
-        assert found["mean"] == pytest.approx(exact.mean, abs=1e-6)
-        assert found["std"] == pytest.approx(exact.std, rel=1e-6, abs=1e-6)
-    for name, cut in exact.percentiles.items():
-        assert found["percentiles"][name] == (pytest.approx(cut) if np.isfinite(cut) else None)
+    assert (kl["infinite"], kl["mean"], kl["stderr"]) == (1, pytest.approx(exact.mean), pytest.approx(exact.stderr))
+    assert kl["percentiles"]["50"] == exact.percentiles["50"]
+    assert kl["max_at"] == {"item": "0", "position": 1, "token_id": 0, "token": "x"}
+    one = summarise_divergence([compared(0, [0.5])])
+    assert one["measures"]["kl_ab"]["stderr"] is one["top1"]["stderr"] is one["perplexity"]["a_stderr"] is None
+    assert summarise_divergence([record(0, error={})]) == {"results": 0, "failed": 1, "positions": 0}
 
 
-def test_percentiles_of_more_values_than_are_kept() -> None:
-    stream = TokenValues(kept=2000)
-    for start in range(0, 100_000, 1000):
-        stream.add([float(value) for value in range(start, start + 1000)])
-    found = stream.summary()
-    assert (found["count"], found["percentiles_from"]) == (100_000, 2000)
-    assert found["percentiles"]["50"] == pytest.approx(50_000, rel=0.1)
+def test_a_result_that_lacks_columns_is_named() -> None:
+    with pytest.raises(DataError, match=r"the result of 7 cannot be summed up: KeyError\('columns'\)"):
+        summarise_divergence([{name: value for name, value in compared(7, [0.5]).items() if name != "columns"}])
 
 
 def test_a_sample_needs_a_reference_when_a_metric_does() -> None:

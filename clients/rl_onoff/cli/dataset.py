@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from rl_onoff.cli.console import messages
+from rl_onoff.cli.key_numbers import key_numbers, warnings
 from rl_onoff.cli.progress import Bar
 from rl_onoff.client import AsyncClient
 from rl_onoff.data import Columns, Prompting, Reader, open_source
@@ -194,6 +195,8 @@ def _tell(progress: Progress, summary: dict[str, Any] | None, output: Path | Non
     err.print(f"{progress.results} results{before}" + (f": {output}" if output else ""), style="dim", markup=False)
     if summary is None:
         return
+    for line in warnings(summary):
+        err.print(line, style="yellow", markup=False)
     if as_json:
         typer.echo(json.dumps(summary, ensure_ascii=False, allow_nan=False))
         return
@@ -203,12 +206,8 @@ def _tell(progress: Progress, summary: dict[str, Any] | None, output: Path | Non
             err.print(f"  pass@{k}: {_interval(each)}", markup=False)
         if "majority_vote" in found:
             err.print(f"  majority vote: {_interval(found['majority_vote'])}", markup=False)
-    for name, found in summary.get("measures", {}).items():
-        err.print(
-            f"{name}: mean {_number(found['mean'])}, median {_number(found['percentiles'].get('50'))}, "
-            f"99% below {_number(found['percentiles'].get('99'))}",
-            markup=False,
-        )
+    for line in key_numbers(summary):
+        err.print(line, markup=False)
 
 
 def _interval(found: Mapping[str, Any]) -> str:

@@ -13,6 +13,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from rl_onoff.schemas.divergence import with_infinities
+
 Array = npt.NDArray[np.float64]
 
 #: Edges of the histograms: eight bins per decade. What lies below counts as zero.
@@ -225,12 +227,13 @@ class TokenStats:
 
 
 def columns(record: Mapping[str, Any]) -> dict[str, Array]:
-    """Every measure a record has per token, `[T]`; None, which stands for infinite, is `inf`."""
+    """Every measure a record has per token, `[T]`; None stands for infinity, positive but where the record tells."""
     found = {**(record.get("values") or {}), **(record.get("signals") or {})}
     if record.get("divergences"):
         found.setdefault(str(record.get("measure") or "js"), record["divergences"])
+    negative = record.get("negative_infinite") or {}
     return {
-        str(name): np.array([math.inf if value is None else value for value in column], dtype=np.float64)
+        str(name): np.array(with_infinities(column, negative.get(name, ())), dtype=np.float64)
         for name, column in found.items()
     }
 

@@ -15,25 +15,27 @@ class Floor:
     """Add results of `divergence --noise-floor`, ask for the summary."""
 
     def __init__(self) -> None:
-        self._pass_shape: dict[str, float] = {}
-        self._measures: dict[str, _Pooled] = {}
-        self._others: dict[str, Any] = {}
+        self._kinds: dict[str, dict[str, Any]] = {}
 
     def add(self, record: Mapping[str, Any]) -> None:
         """One result, with `noise_floor` or without."""
-        floor = dict(record.get("noise_floor") or {})
-        for name, value in floor.pop("pass_shape", {}).items():
-            self._pass_shape[name] = max(value, self._pass_shape.get(name, 0.0))
-        for name, found in floor.pop("bfloat16_logits", {}).items():
-            self._measures.setdefault(name, _Pooled()).add(found, record)
-        self._others |= floor
+        for kind, measures in (record.get("noise_floor") or {}).items():
+            kept = self._kinds.setdefault(kind, {})
+            for name, found in measures.items():
+                if isinstance(found, Mapping):
+                    kept.setdefault(name, _Pooled()).add(found, str(record["id"]))
+                else:  # the largest of numbers; of words, why there is none, all are the same
+                    kept[name] = max(found, kept.get(name, found))
 
     def summary(self) -> dict[str, Any]:
         """`noise_floor` as in an answer, but for percentiles, which do not follow from those of the items."""
-        if not self._measures and not self._pass_shape:
+        if not self._kinds:
             return {}
-        measures = {name: pooled.summary() for name, pooled in self._measures.items()}
-        return {"noise_floor": {"pass_shape": self._pass_shape, "bfloat16_logits": measures} | self._others}
+        kinds = {
+            kind: {name: each.summary() if isinstance(each, _Pooled) else each for name, each in kept.items()}
+            for kind, kept in self._kinds.items()
+        }
+        return {"noise_floor": kinds}
 
 
 class _Pooled:
@@ -45,18 +47,19 @@ class _Pooled:
         self._min, self._max = math.inf, -math.inf
         self._max_at: dict[str, Any] | None = None
 
-    def add(self, found: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    def add(self, found: Mapping[str, Any], item: str) -> None:
         finite = found["count"] - found["infinite"]
         if finite:
             scatter = (found["std"] or 0.0) ** 2 * (finite - 1)
             self._moments.add_sums(finite, np.array([found["mean"]]), np.array([[scatter]]))
         self._count += found["count"]
-        # An infinite least value is -inf, unless there is no finite one.
         least, most = (math.inf if found[name] is None else found[name] for name in ("min", "max"))
-        self._min = min(self._min, -least if found["min"] is None and finite else least)
+        if found["min"] is None and finite:  # there are finite values, and an infinite one is less than all
+            least = -math.inf
+        self._min = min(self._min, least)
         if most > self._max:
             self._max, at = most, found.get("max_at")
-            self._max_at = None if at is None else at | {"item": str(record["id"])}
+            self._max_at = None if at is None else at | {"item": item}
 
     def summary(self) -> dict[str, Any]:
         moments, plain, clustered = self._moments, self._moments.covariance(), self._moments.clustered()
