@@ -50,8 +50,9 @@ _FINISH_SECONDS = 1.0
 _HURRIED_SECONDS = 0.4
 
 _DESCRIPTION = """Compare a base model with its RL-tuned version token by token, and generate while switching between
-them. Divergences are in nats unless `units` says otherwise; `null` stands for an infinite number. Errors are RFC 9457
-problems. `X-Request-Timeout` bounds the seconds a request may take, waiting for its turn included."""
+them. Divergences are in nats unless `units` says otherwise; `null` stands for an infinite number, in statistics also
+for one that cannot be told. Errors are RFC 9457 problems. `X-Request-Timeout` bounds the seconds a request may take,
+waiting for its turn included."""
 
 
 def create_app(settings: Settings) -> FastAPI:

@@ -92,7 +92,7 @@ function serialised(figure) {
  * @param {(number | null)[]} values @param {string} name of what is counted @returns {SVGSVGElement}
  */
 export function histogram(values, name) {
-  const finite = /** @type {number[]} */ (values.filter((value) => value !== null));
+  const finite = /** @type {number[]} */ (values.filter(Number.isFinite));
   const [width, height, left, bottom, top] = [560, 170, 44, 24, 10];
   const root = svg('svg', { viewBox: `0 0 ${width} ${height}`, class: 'histogram', role: 'img' });
   const low = Math.min(0, ...finite);

@@ -40,10 +40,16 @@ export function shortName(measure) {
 /** Three significant digits, `∞` for null. @param {number | null | undefined} value */
 export function number(value) {
   if (value === null || value === undefined) return '∞';
+  if (value === -Infinity) return '−∞';
   if (Number.isInteger(value)) return String(value);
   const size = Math.abs(value);
   if (size !== 0 && size < 0.0005) return value.toExponential(1);
   return value.toFixed(size < 1 ? 3 : size < 100 ? 2 : 0);
+}
+
+/** Values of an answer or a record with those that are -inf as such. @param {(number | null)[]} values @param {number[]} [below] */
+export function signed(values, below = []) {
+  return values.map((value, index) => (value === null && below.includes(index) ? -Infinity : value));
 }
 
 /** @param {number} part */

@@ -3,6 +3,8 @@
  * and what the page itself saves.
  */
 
+import { signed } from './format.js';
+
 /** @typedef {import('./tokens.js').Shown} Shown */
 
 /**
@@ -74,7 +76,7 @@ export function shapeOf(record, index) {
   /** @type {Record<string, (number | null)[]>} */
   const values = {};
   const add = (/** @type {string} */ name, /** @type {any} */ column) => {
-    if (ids && Array.isArray(column) && column.length === ids.length) values[name] = column.map((value) => (typeof value === 'number' ? value : null));
+    if (ids && Array.isArray(column) && column.length === ids.length) values[name] = signed(column.map((value) => (typeof value === 'number' ? value : null)), given.negative_infinite?.[name]);
   };
   if (given.divergences) add(text(given.measure) ?? 'js', given.divergences);
   for (const [name, column] of Object.entries({ ...given.signals, ...given.values })) add(name, column);

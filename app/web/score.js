@@ -3,7 +3,7 @@
 import { post } from './api.js';
 import { byId, download, el } from './dom.js';
 import { heatmap, histogram, savePng, saveSvg } from './figure.js';
-import { MEASURES, measureName, number, percent } from './format.js';
+import { MEASURES, measureName, number, percent, signed } from './format.js';
 import { TokensView } from './tokens.js';
 
 export class Score {
@@ -104,7 +104,8 @@ export class Score {
 
   /** @returns {(number | null)[]} */
   #values() {
-    return this.response.items[0].values[this.measure.value];
+    const { values, negative_infinite: below } = this.response.items[0];
+    return signed(values[this.measure.value], below?.[this.measure.value]);
   }
 
   #show() {
@@ -115,17 +116,20 @@ export class Score {
     this.view.revalue(measure, nats ? values.map((value) => (value === null ? null : value * Math.LN2)) : values);
     const { measures, top1_agreement, perplexity, positions } = this.response.items[0].summary;
     const found = measures[measure];
+    const below = (100 * values.filter((value) => value === -Infinity).length) / positions;
+    /** @param {string} p of an infinite percentile the sign is told by the share of -inf */
+    const cut = (p) => number(found.percentiles[p] ?? (below >= Number(p) ? -Infinity : null));
     const unit = /^(js|kl_|entropy|delta_logp|renyi)/.test(measure) ? ` ${this.body.units}` : '';
     this.statistics.replaceChildren(
       facts({
         tokens: positions,
         mean: `${number(found.mean)}${error(found.stderr)}${unit}`,
         ...(found.std === null ? {} : { 'std. deviation': number(found.std) }),
-        minimum: number(found.min),
-        median: number(found.percentiles['50']),
-        '90th percentile': number(found.percentiles['90']),
-        '99th percentile': number(found.percentiles['99']),
-        maximum: number(found.max),
+        minimum: number(below ? -Infinity : found.min),
+        median: cut('50'),
+        '90th percentile': cut('90'),
+        '99th percentile': cut('99'),
+        maximum: number(below === 100 ? -Infinity : found.max),
         infinite: found.infinite,
       }),
       facts({

@@ -59,7 +59,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a service with tables: `slow` writes for ever, `long` writes 5,000 tokens, `markup` writes HTML."""
+    """The URL of a service with tables: `slow` writes for ever, `long` writes 5,000 tokens, `markup` HTML;
+    each model of `apart` excludes what the other allows."""
     folder = tmp_path_factory.mktemp("tables")
     markup = {"tokens": ["a", SCRIPT, IMAGE, "&amp;", "<eos>"], "eos": "<eos>", "max_len": 100}
     rows = {"": {SCRIPT: 0.4, IMAGE: 0.3, "&amp;": 0.3}}
@@ -67,6 +68,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "pairs": [
             table_pair(folder, "slow", endless=True, delay=0.02, max_len=100_000),
             table_pair(folder, "long", endless=True, max_len=6000),
+            table_pair(folder, "apart"),
             {
                 "name": "markup",
                 "backend": "table",

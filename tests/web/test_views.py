@@ -239,3 +239,20 @@ def test_axe_finds_no_serious_fault(visit: Visit, demo: str, run_file: Path, sch
     expect(visit.page.locator("#runs .tok").first).to_be_visible()
     look("runs")
     assert found == {}
+
+
+def test_score_tells_minus_infinity_from_infinity(visit: Visit, tables: str) -> None:
+    visit.open(tables, "score", pair="apart")
+    visit.page.fill("#score-prompt", "b")
+    visit.page.fill("#score-solution", "cd")  # B excludes c, A excludes d
+    visit.page.click("text=Score >> nth=-1")
+    visit.page.select_option("#score-measure", "delta_logp")
+    tokens = [visit.page.locator("#score .tok").nth(index) for index in range(2)]
+    assert [(token.get_attribute("aria-label") or "").split()[-1] for token in tokens] == ["−∞", "∞"]
+    assert ["minus" in (token.get_attribute("class") or "").split() for token in tokens] == [True, False]
+    facts = {
+        name: visit.page.locator(f"#score dt:text-is('{name}') + dd").text_content() for name in ("minimum", "maximum")
+    }
+    assert facts == {"minimum": "−∞", "maximum": "∞"}
+    rows = list(csv.DictReader(io.StringIO(saved(visit, "Save CSV").read_bytes().decode())))
+    assert [row["delta_logp"] for row in rows] == ["-inf", "inf"]

@@ -14,7 +14,11 @@ from rl_onoff.schemas import RowKind
 
 @dataclass(frozen=True)
 class Divergence(Task):
-    """How far apart the models are at every token of the given solutions."""
+    """How far apart the models are at every token of the given solutions.
+
+    A result is `ItemDivergence` with `columns`, the answer's `noise_floor`, and its `provenance`: all that
+    `runs.tokens.summarise_divergence` needs.
+    """
 
     a: str | None = None
     b: str | None = None

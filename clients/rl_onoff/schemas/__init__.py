@@ -2,7 +2,8 @@
 
 The service validates with these models, the SDK builds and reads with them. Requests are strict: no unknown fields,
 no numbers in strings, no NaN. A float that is infinite (a log-probability of zero, KL over disjoint supports) is `null`
-in JSON: -inf for a log-probability, +inf for a divergence.
+in JSON: -inf for a log-probability, +inf for a divergence; `ItemDivergence` tells the sign of others. In statistics
+null also stands for what cannot be told, such as the error of a mean of one value.
 """
 
 from rl_onoff.schemas.common import (
