@@ -15,10 +15,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from rl_onoff import AsyncClient
+from rl_onoff import AsyncClient, statistics
 from rl_onoff.cli import app
 from rl_onoff.runs import RunFolder
-from rl_onoff.statistics import clustered_stderr
 from tests.unit.service_double import SWITCHED, problem
 
 runner = CliRunner()
@@ -201,7 +200,9 @@ def test_the_noise_floor_of_a_run_is_that_of_all_its_items(service: Answers, dat
     assert found["mean"] == pytest.approx(values.mean())
     assert found["std"] == pytest.approx(values.std(ddof=1))
     assert found["stderr"] == pytest.approx(values.std(ddof=1) / math.sqrt(10))
-    assert found["clustered_stderr"] == pytest.approx(clustered_stderr(values.ravel(), np.repeat(np.arange(5), 2)))
+    assert found["clustered_stderr"] == pytest.approx(
+        statistics.clustered_stderr(values.ravel(), np.repeat(np.arange(5), 2))
+    )
 
 
 def test_results_of_several_origins_are_told_apart(service: Answers, data: Path, tmp_path: Path) -> None:

@@ -37,11 +37,11 @@ class Divergence(Task):
 
     def settings(self) -> dict[str, Any]:
         return {
+            "columns": True,  # runs from before they were recorded cannot be gone on with
             "measures": list(self.measures),
             "units": self.units,
             "temperature": self.temperature,
             "prompt_mode": self.prompt_mode,
-            "columns": True,  # runs from before they were recorded cannot be gone on with
         } | ({"noise_floor": True} if self.noise_floor else {})
 
     async def work(self, client: AsyncClient, row: Row, missing: Collection[int]) -> list[Record]:
@@ -50,11 +50,11 @@ class Divergence(Task):
             a=self.a,
             b=self.b,
             measures=self.measures,
+            columns=True,
             units=self.units,
             temperature=self.temperature,
             prompt_mode=self.prompt_mode,
             noise_floor=self.noise_floor,
-            columns=True,
         )
         record = result_of(row, 0) | answer.items[0].model_dump()
         record["provenance"] = answer.provenance.model_dump()
