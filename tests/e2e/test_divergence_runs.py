@@ -85,11 +85,16 @@ def test_a_run_says_what_an_answer_says(url: str, data: Path, tmp_path: Path, un
     assert run["measures"]["js"]["clustered_stderr"] > 0
     floor, wanted = run.pop("noise_floor"), answer["noise_floor"]
     assert floor.keys() == wanted.keys()
-    for name, found in wanted["bfloat16_logits"].items():  # a run's are pooled from those of its items
-        pooled = floor["bfloat16_logits"][name]
-        assert pooled.keys() == found.keys() - {"percentiles"}
-        told = {each for each, value in found.items() if value is not None} - {"percentiles"}
-        same({each: pooled[each] for each in told}, {each: found[each] for each in told}, name)
+    for kind, measures in wanted.items():
+        assert floor[kind].keys() == measures.keys()
+        for name, found in measures.items():
+            pooled = floor[kind][name]
+            if not isinstance(found, dict):
+                same(pooled, found, name)
+                continue
+            assert pooled.keys() == found.keys() - {"percentiles"}  # a run's are pooled from those of its items
+            told = {each for each, value in found.items() if value is not None} - {"percentiles"}
+            same({each: pooled[each] for each in told}, {each: found[each] for each in told}, f"{kind}.{name}")
     same(run.pop("provenance"), answer["provenance"])
     same(run, answer["summary"])
 
