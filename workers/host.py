@@ -57,6 +57,8 @@ def answer(pair: Pair, job: Job) -> AsyncIterator[Frame]:
             _check_start(job.start, job.ids)
             if job.top_k is not None and not 1 <= job.top_k <= pair.info.a.vocab_size:
                 raise InvalidField(f"must lie in [1, {pair.info.a.vocab_size}]", field="top_k")
+            if job.merge and job.kind == "logits":
+                raise InvalidField("no model has a logit of merged tokens", field="merge")
             return scoring.score(pair, job)
         case SwitchScore():
             _check_ids(pair, job.ids)

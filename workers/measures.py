@@ -90,8 +90,12 @@ def _merged(rows: torch.Tensor, ids: Sequence[int], temperature: float) -> torch
 
 def solution(job: Compare, begin: int, count: int) -> list[int]:
     """The scored tokens at `count` positions from `begin` on, merged ones under their common id."""
-    ids = job.a_ids[job.a_start + begin : job.a_start + begin + count]
-    return [job.merge[0] if token in job.merge else token for token in ids]
+    return common(job.a_ids[job.a_start + begin : job.a_start + begin + count], job.merge)
+
+
+def common(ids: Sequence[int], merge: Sequence[int]) -> list[int]:
+    """The ids, those in `merge` as the first of them."""
+    return [merge[0] if token in merge else token for token in ids]
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from rl_onoff.errors import InternalError
 from workers import comparison, device
 from workers.backends.base import Pair, both_sequences, bulk, together
 from workers.judge import measure
+from workers.measures import common, values
 from workers.measures import solution as measured_ids
-from workers.measures import values
 from workers.sampling import at_temperature, log_softmax, on_host, to_numpy, top
 from workers.wire import Array, Compare, Done, Frame, Rows, Score, Usage, Values
 
@@ -47,10 +47,12 @@ def _cut(rows: Any, job: Score, begin: int, end: int) -> Rows:
     xp = array_api_compat.array_namespace(rows)
     logits = rows / job.temperature if job.kind == "logits" and job.temperature != 1 else rows
     logprobs = log_softmax(logits) if job.kind == "logits" else at_temperature(rows, job.temperature)
+    if len(job.merge) > 1:
+        logprobs = _merged(logprobs, job.merge)
     values = {"logits": logits, "logprobs": logprobs}.get(job.kind)
     values = xp.exp(logprobs) if values is None else values
     device = array_api_compat.device(rows)
-    token_ids = xp.asarray(job.ids[begin:end], dtype=xp.int64, device=device)
+    token_ids = xp.asarray(common(job.ids[begin:end], job.merge), dtype=xp.int64, device=device)
     token_logprobs = to_numpy(divergence.gather(logprobs, token_ids))
     if np.isnan(token_logprobs).any():  # raw logits were not looked at for infinities
         raise InternalError("the model gave NaN instead of probabilities: its numbers overflow in this dtype")
@@ -128,11 +130,14 @@ def _measure(rows_a: Any, rows_b: Any, job: Compare, begin: int, solution: list[
 
 
 def _merged(rows: Any, ids: list[int]) -> Any:
-    """Rows of log-probabilities with all mass of `ids` on the first of them."""
+    """Rows of log-probabilities, copied, with all mass of `ids` on the first of them and -inf on the others."""
     xp = array_api_compat.array_namespace(rows)
-    places = xp.arange(rows.shape[-1], device=array_api_compat.device(rows))
-    first, chosen = places == ids[0], xp.zeros_like(places, dtype=xp.bool)
-    for token in ids:
-        chosen = chosen | (places == token)
-    mass = xp.log(xp.sum(xp.where(chosen[None], xp.exp(rows), xp.zeros_like(rows)), axis=-1, keepdims=True))
-    return xp.where(first[None], mass, xp.where(chosen[None], xp.full_like(rows, -math.inf), rows))
+    own = xp.astype(rows[:, list(ids)], xp.float64)
+    highest = xp.max(own, axis=-1, keepdims=True)
+    highest = xp.where(xp.isinf(highest), xp.zeros_like(highest), highest)
+    with np.errstate(divide="ignore"):
+        total = xp.log(xp.sum(xp.exp(own - highest), axis=-1)) + highest[:, 0]
+    merged = xp.asarray(rows, copy=True)
+    merged[:, list(ids)] = -math.inf
+    merged[:, ids[0]] = xp.astype(total, rows.dtype)
+    return merged

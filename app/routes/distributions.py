@@ -25,8 +25,9 @@ router = APIRouter(route_class=StrictRoute, tags=["scoring"])
 )
 async def post_distributions(body: DistributionsRequest, request: Request, service: ServiceDep) -> Response:
     """JSON holds the `top_k` of every row. With `Accept: application/vnd.safetensors` the answer is a safetensors
-    file with `{i}.values` (`[T, V]`, or `[T, k]` beside `{i}.ids`), `{i}.token_ids`, `{i}.token_logprobs` and
-    `{i}.entropy`; whole rows are sent while they are computed, and what fails then ends the body early."""
+    file with `{i}.values` (`[T, V]`, or `[T, k]` beside `{i}.ids` and `{i}.tail`), `{i}.token_ids`,
+    `{i}.token_logprobs` and `{i}.entropy`, and in its metadata, as JSON, what JSON says beside the rows; whole rows are
+    sent while they are computed, and what fails then ends the body early."""
     binary = MEDIA_TYPE in request.headers.get("accept", "")
 
     async def answer() -> Response:

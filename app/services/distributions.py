@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.config import Limits
-from app.services import rowstream
+from app.services import provenance, rowstream
 from app.services.cache.frames import CachedFrames
 from app.services.gate import Ticket, cost
 from app.services.ids import new_id
@@ -37,8 +37,12 @@ _TEXT_BYTES = 16
 class _Scored:
     """One item's answer, in the worker's chunks."""
 
-    solution: list[int]
+    job: Score
     rows: list[Rows]
+
+    @property
+    def solution(self) -> list[int]:
+        return self.job.ids[self.job.start :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,9 @@ class Scores:
             vocab_size=self.model.info.vocab_size,
             logit_columns=self.model.info.logit_columns,
             kind=self.request.kind,
+            temperature=self.request.temperature,
             items=[self._item(item) for item in self.items],
+            provenance=provenance.of_rows(self.request, self.model),
             cache=self.cache,
         )
 
@@ -76,16 +82,8 @@ class Scores:
             tensors[f"{index}.values"] = _tensor([rows.values for rows in item.rows])
             if self.request.top_k is not None:
                 tensors[f"{index}.ids"] = _tensor([rows.ids for rows in item.rows if rows.ids is not None])
-        metadata = {
-            "id": new_id("dist"),
-            "model": self.model.name,
-            "vocab_size": self.model.info.vocab_size,
-            "logit_columns": self.model.info.logit_columns,
-            "kind": self.request.kind,
-            "temperature": self.request.temperature,
-            "tokens": [self.model.pair.codec.pieces(item.solution) for item in self.items],
-        }
-        return serialize(tensors, metadata)
+                tensors[f"{index}.tail"] = _tensor([rows.tail for rows in item.rows if rows.tail is not None])
+        return serialize(tensors, provenance.metadata(self.request, self.model, [item.job for item in self.items]))
 
     def _item(self, item: _Scored) -> ItemDistributions:
         codec = self.model.pair.codec
@@ -107,7 +105,7 @@ class Scores:
 async def stream(request: DistributionsRequest, registry: Registry, limits: Limits, frames: CachedFrames) -> RowStream:
     """Whole rows, as a file that is written while they are computed."""
     model, jobs = await _planned(request, registry, limits, binary=True)
-    return await rowstream.begin(request, model, jobs, frames)
+    return await rowstream.begin(model, jobs, frames, provenance.metadata(request, model, jobs))
 
 
 async def score(
@@ -140,7 +138,8 @@ async def _planned(
 
 async def _job(request: DistributionsRequest, model: ServedModel, index: int, binary: bool) -> Score:
     codec, item, prefix = model.pair.codec, request.items[index], f"items.{index}."
-    prompt = await prompt_ids(item, codec, model.side, prefix)
+    side = model.side if request.prompt_mode == "per_model" else codec.template_side("a")
+    prompt = await prompt_ids(item, codec, side, prefix)
     solution = await solution_ids(item, codec, prefix)
     codec.fits(len(prompt), len(solution), f"items.{index}", "solution tokens")
     return Score(
@@ -151,6 +150,7 @@ async def _job(request: DistributionsRequest, model: ServedModel, index: int, bi
         temperature=request.temperature,
         top_k=request.top_k,
         dtype=request.dtype if binary else "float32",
+        merge=model.pair.info.eos_ids if request.merge_eos else [],
     )
 
 
@@ -177,10 +177,9 @@ async def _scored(
 ) -> AsyncGenerator[tuple[int, _Scored], None]:
     async with aclosing(cached.run(model.pair, job, ticket)) as frames:
         rows = [frame async for frame in frames if isinstance(frame, Rows)]
-    solution = job.ids[job.start :]
-    if sum(part.values.shape[0] for part in rows) != len(solution):
+    if sum(part.values.shape[0] for part in rows) != len(job.ids) - job.start:
         raise InternalError("the worker scored another number of positions than asked for")
-    yield index, _Scored(solution, rows)
+    yield index, _Scored(job, rows)
 
 
 def _joined(parts: list[Array]) -> npt.NDArray[Any]:

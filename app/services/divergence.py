@@ -116,7 +116,7 @@ async def _job(request: DivergenceRequest, served: ServedPair, index: int) -> Co
         len(b),
         asked,
         request.temperature,
-        sorted({*served.infos[0].eos_ids, *served.infos[1].eos_ids}) if request.merge_eos else [],
+        served.pair.info.eos_ids if request.merge_eos else [],
     )
 
 

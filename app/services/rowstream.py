@@ -6,7 +6,7 @@ turn, and last what is small and known only at the end. A failure cuts the body 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +16,9 @@ import numpy as np
 from app.services.ahead import ahead
 from app.services.cache.frames import CachedFrames
 from app.services.gate import Ticket, cost
-from app.services.ids import new_id
 from app.services.registry import ServedModel
 from app.services.safetensors import header, size_of
 from rl_onoff.errors import InternalError
-from rl_onoff.schemas import DistributionsRequest
 from workers.wire import Rows, Score
 
 _Entry = tuple[str, str, tuple[int, ...]]
@@ -35,11 +33,11 @@ class RowStream:
 
 
 async def begin(
-    request: DistributionsRequest, model: ServedModel, jobs: Sequence[Score], frames: CachedFrames
+    model: ServedModel, jobs: Sequence[Score], frames: CachedFrames, metadata: Mapping[str, Any]
 ) -> RowStream:
     """The file of the jobs' rows, after the first of them have come: what fails before is raised here."""
     entries = _entries(jobs, model.info.vocab_size)
-    head = header(entries, _metadata(request, model, jobs))
+    head = header(entries, metadata)
     parts = _parts(model, jobs, frames)
     try:
         first = await anext(parts)
@@ -63,18 +61,6 @@ def _entries(jobs: Sequence[Score], vocab_size: int) -> list[_Entry]:
 
 def _padding(entries: Sequence[_Entry]) -> int:
     return -sum(size_of(dtype, shape) for _, dtype, shape in entries) % 8
-
-
-def _metadata(request: DistributionsRequest, model: ServedModel, jobs: Sequence[Score]) -> dict[str, Any]:
-    return {
-        "id": new_id("dist"),
-        "model": model.name,
-        "vocab_size": model.info.vocab_size,
-        "logit_columns": model.info.logit_columns,
-        "kind": request.kind,
-        "temperature": request.temperature,
-        "tokens": [model.pair.codec.pieces(job.ids[job.start :]) for job in jobs],
-    }
 
 
 async def _parts(model: ServedModel, jobs: Sequence[Score], cached: CachedFrames) -> AsyncGenerator[bytes, None]:

@@ -78,8 +78,10 @@ def switch_generate(prompt: str | None, fields: Mapping[str, Any], *, stream: bo
     return _post("/switch-generate", request, stream=stream)
 
 
-def distributions(items: Sequence[ItemLike], fields: Mapping[str, Any], *, full: bool) -> Call:
-    """`POST /distributions`."""
+def distributions(items: Sequence[ItemLike], fields: Mapping[str, Any], *, full: bool, saved: bool) -> Call:
+    """`POST /distributions`. `saved`: the answer is to be written to a file, which JSON never is."""
+    if saved and not full:
+        raise InvalidField("save_to needs full=True: only binary answers are saved", field="save_to")
     request = _build(DistributionsRequest, _scored(items, fields))
     return Call("POST", "/distributions", _body(request), SAFETENSORS if full else JSON)
 

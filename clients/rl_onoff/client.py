@@ -146,8 +146,8 @@ class Client:
         `save_to` the answer is written to that file as it comes and the arrays are mapped from it, read-only: rows of
         any size, in little memory.
         """
-        call = _calls.distributions(items, fields, full=full)
-        if full and save_to is not None:
+        call = _calls.distributions(items, fields, full=full, saved=save_to is not None)
+        if save_to is not None:
             return map_distributions(self._session.save(call, Path(save_to)))
         response = self._session.send(call)
         return read_distributions(response.content) if full else parse(DistributionsResponse, response.content)
@@ -276,8 +276,8 @@ class AsyncClient:
         `save_to` the answer is written to that file as it comes and the arrays are mapped from it, read-only: rows of
         any size, in little memory.
         """
-        call = _calls.distributions(items, fields, full=full)
-        if full and save_to is not None:
+        call = _calls.distributions(items, fields, full=full, saved=save_to is not None)
+        if save_to is not None:
             return map_distributions(await self._session.save(call, Path(save_to)))
         response = await self._session.send(call)
         return read_distributions(response.content) if full else parse(DistributionsResponse, response.content)

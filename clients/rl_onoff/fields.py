@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rl_onoff.policy import Policy
-from rl_onoff.schemas import Given, Item, Message, RowDtype, RowKind, Sampling
+from rl_onoff.schemas import Given, Item, Message, PromptMode, RowDtype, RowKind, Sampling
 
 Integer = int | np.integer[Any]
 Real = float | Integer | np.floating[Any]
@@ -58,6 +58,8 @@ class DistributionsFields(TypedDict, total=False):
     top_k: Integer | None
     temperature: Real
     dtype: RowDtype
+    merge_eos: bool
+    prompt_mode: PromptMode
 
 
 class DivergenceFields(TypedDict, total=False):
@@ -72,7 +74,7 @@ class DivergenceFields(TypedDict, total=False):
     columns: bool
     noise_floor: bool
     merge_eos: bool
-    prompt_mode: Literal["shared", "per_model"]
+    prompt_mode: PromptMode
 
 
 class SwitchFields(SamplingFields, total=False):

@@ -31,9 +31,10 @@ class FullDistributions:
     """The rows of one item: `values` `[T, V]`, or the best `[T, k]` of each with their `ids` `[T, k]`.
 
     `token_ids` `[T]` are the scored tokens and `token_logprobs` `[T]` their log-probabilities, where the answer holds
-    them or they can be read off whole rows; `entropy` `[T]` is that of each row. `metadata` is the answer's (model,
-    kind, vocabulary, ...). Of rows mapped from a file in bfloat16, which numpy does not know, `values` are the bit
-    patterns: `float32(values[i:j])` widens what is needed of them.
+    them or they can be read off whole rows; `entropy` `[T]` is that of each row, `tail` `[T]` the probability of all
+    tokens that are not in its `ids`. `metadata` is the answer's (model, kind, temperature, `provenance`, ...). Of rows
+    mapped from a file in bfloat16, which numpy does not know, `values` are the bit patterns: `float32(values[i:j])`
+    widens what is needed of them.
     """
 
     token_ids: npt.NDArray[np.int64]
@@ -42,6 +43,7 @@ class FullDistributions:
     token_logprobs: npt.NDArray[Any] | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     entropy: npt.NDArray[Any] | None = None
+    tail: npt.NDArray[Any] | None = None
 
 
 def read_distributions(body: bytes) -> list[FullDistributions]:
@@ -119,4 +121,12 @@ def _item(tensors: dict[str, npt.NDArray[Any]], prefix: str, metadata: dict[str,
     token_logprobs = tensors.get(prefix + "token_logprobs")
     if token_logprobs is None and ids is None and metadata.get("kind") == "logprobs":
         token_logprobs = np.take_along_axis(values, token_ids[:, None].astype(np.int64), axis=-1)[:, 0]
-    return FullDistributions(token_ids, values, ids, token_logprobs, metadata, tensors.get(prefix + "entropy"))
+    return FullDistributions(
+        token_ids,
+        values,
+        ids,
+        token_logprobs,
+        metadata,
+        tensors.get(prefix + "entropy"),
+        tensors.get(prefix + "tail"),
+    )

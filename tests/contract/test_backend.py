@@ -7,10 +7,12 @@ from contextlib import aclosing
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
 from scipy.special import rel_entr
 
+from rl_onoff.errors import InvalidField
 from tests.contract.conftest import BACKEND, Case
 from workers import sampling
 from workers.host import answer
@@ -170,6 +172,32 @@ async def test_scores_in_chunks_equal_a_plain_forward_pass(case: Case, monkeypat
         logits = case.plain_b(torch.tensor([ids])).logits[0, 19:59, : case.vocab_size]
     raw = await score(case, Score("b", ids, 20, kind="logits"))
     assert gap(joined([f.values for f in raw]), logits) < 10 * TOLERANCE
+
+
+async def test_rows_of_merged_tokens(case: Case, monkeypatch: Any) -> None:
+    """One column has the mass of all of them; in chunks, at a temperature, over merged tokens too."""
+    monkeypatch.setattr("workers.scoring.CHUNK_BYTES", 7 * 4 * case.vocab_size)
+    merge = [7, 1, 9]
+    ids = [*case.prompt(40), 7, 9, 1, 7]
+    want = (case.plain_rows(case.plain_a, ids)[19:-1].double() / 0.7).log_softmax(-1)
+    want[:, 7] = want[:, merge].logsumexp(-1)
+    want[:, [1, 9]] = -torch.inf
+    frames = await score(case, Score("a", ids, 20, temperature=0.7, merge=merge))
+    values = joined([f.values for f in frames])
+    assert np.isneginf(values[:, [1, 9]]).all()
+    assert gap(np.exp(values), want.exp()) < TOLERANCE
+    scored = [7 if token in merge else token for token in ids[20:]]
+    # Log-probabilities move by what logits do over the temperature.
+    assert gap(joined([f.token_logprobs for f in frames]), want[range(24), scored]) < 3 * TOLERANCE
+    assert gap(joined([f.entropy for f in frames]), torch.special.entr(want.exp()).sum(-1)) < TOLERANCE
+    top = await score(case, Score("a", ids, 20, kind="probs", temperature=0.7, top_k=2, merge=merge))
+    best = -np.sort(-want.exp().numpy(), axis=-1)[:, :2]
+    assert gap(joined([f.values for f in top]), best) < TOLERANCE
+    assert gap(joined([f.tail for f in top if f.tail]), 1 - best.sum(-1)) < TOLERANCE
+    plain = await score(case, Score("a", ids, 20))  # what is merged is a copy
+    assert gap(joined([f.values for f in plain]), case.plain_rows(case.plain_a, ids)[19:-1]) < TOLERANCE
+    with pytest.raises(InvalidField, match="no model has a logit"):
+        await score(case, Score("a", ids, 20, kind="logits", merge=merge))
 
 
 async def test_divergences_equal_scipy(case: Case, monkeypatch: Any) -> None:

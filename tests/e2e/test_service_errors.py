@@ -76,6 +76,8 @@ WRONG_FIELDS: list[tuple[str, dict[str, Any], str, str]] = [
     ("/distributions", {"items": [ITEM], "top_k": 1, "temperature": 1e-40}, "temperature", "greater than or equal"),
     ("/divergence", {"items": [ITEM], "temperature": 1e-45}, "temperature", "greater than or equal"),
     ("/divergence", {"items": [ITEM], "prompt_mode": "per_model"}, "prompt_mode", "needs messages"),
+    ("/distributions", {"items": [ITEM], "top_k": 1, "prompt_mode": "per_model"}, "prompt_mode", "needs messages"),
+    ("/distributions", {"items": [ITEM], "top_k": 1, "kind": "logits", "merge_eos": True}, "merge_eos", "no model has"),
     ("/divergence", {"items": [ITEM], "measures": ["js"] * 65}, "measures", "at most 64"),
     ("/distributions", {"items": [ITEM], "top_k": 1, "kind": "odds"}, "kind", "should be"),
     ("/divergence", {"items": [ITEM], "measures": ["wasserstein"]}, "measures.0", "should be"),

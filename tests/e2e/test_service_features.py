@@ -177,6 +177,9 @@ def test_distributions_as_tensors(http: httpx.Client, dtype: str, tolerance: flo
     assert top.ids is not None
     assert top.ids.tolist() == [[0, 1], [1, 2]]
     assert top.values == pytest.approx(np.array([[0.5, 0.3], [0.7, 0.3]]), abs=tolerance)
+    assert top.tail == pytest.approx([0.2, 0.0], abs=1e-6)  # of the rows, not of what their values were rounded to
+    assert (top.metadata["top_k"], top.metadata["dtype"]) == (2, dtype)
+    assert top.metadata["provenance"] == first.metadata["provenance"]
 
 
 ITEMS = [{"prompt": "b", "solution": "ab"}, {"messages": [{"role": "user", "content": "b"}], "solution": "d"}]

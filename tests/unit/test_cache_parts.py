@@ -92,6 +92,7 @@ def test_all_that_decides_a_row_is_in_its_key() -> None:
         rows(msgspec.structs.replace(job, kind="probs")),
         rows(msgspec.structs.replace(job, temperature=0.7)),
         rows(msgspec.structs.replace(job, top_k=5)),
+        rows(msgspec.structs.replace(job, merge=[3, 4])),
         rows(job, namespace="tenant"),
         rows(job, info(a=model("retrained"))),
         rows(job, info(a=model("a", dtype="bfloat16"))),
@@ -101,6 +102,11 @@ def test_all_that_decides_a_row_is_in_its_key() -> None:
         rows(job, float32_head=False),
     ):
         assert other.blocks[0].key != base
+    assert rows(msgspec.structs.replace(job, merge=[3])).blocks[0].key == base  # one alone is as it was
+    top = [rows(msgspec.structs.replace(job, top_k=5, merge=merge)) for merge in ([], [3, 4])]
+    assert top[0].blocks[0].key != top[1].blocks[0].key
+    whole = [each.whole.layout.blocks[0].key for each in top if each.whole is not None]
+    assert whole[0] == base != whole[1]  # lists of merged rows are not cut from rows that are not
     upgraded = [rows(job, info(libraries={"torch": version})).blocks[0].key for version in ("2.13.0", "2.14.0")]
     assert upgraded[0] != upgraded[1]
     compare = Compare([1, 2, 3], 1, [1, 2, 3], 1, ["js", "kl_ab"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -229,9 +230,24 @@ def test_top_k_as_arrays() -> None:
     assert item.ids is not None
     assert item.ids.tolist() == [[3], [0]]
     assert item.token_logprobs is None
-    (item,) = read_distributions(tensors(values, **{"0.ids": ids, "0.token_logprobs": np.array([-1.0, -2.0])}))
+    assert item.tail is None
+    more = {"0.token_logprobs": np.array([-1.0, -2.0]), "0.tail": np.array([0.25, 0.5])}
+    (item,) = read_distributions(tensors(values, **{"0.ids": ids}, **more))
     assert item.token_logprobs is not None
+    assert item.tail is not None
+    assert item.tail.tolist() == [0.25, 0.5]
     assert item.token_logprobs.tolist() == [-1.0, -2.0]
+
+
+async def test_an_answer_that_is_not_binary_is_not_saved(tmp_path: Path) -> None:
+    service = Service(ok({}))
+    fields: Any = {"model": "base", "top_k": 2, "save_to": tmp_path / "rows"}
+    with Client(transport=service.transport) as client, pytest.raises(InvalidField, match="save_to needs full=True"):
+        client.distributions([ITEM], **fields)
+    async with AsyncClient(transport=service.transport) as other:
+        with pytest.raises(InvalidField, match="save_to needs full=True"):
+            await other.distributions([ITEM], **fields)
+    assert not service.requests
 
 
 def test_bfloat16_becomes_float32() -> None:

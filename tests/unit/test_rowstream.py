@@ -13,7 +13,6 @@ import pytest
 from app.services import rowstream
 from app.services.gate import Gate, Ticket
 from rl_onoff.errors import InternalError
-from rl_onoff.schemas import DistributionsRequest
 from workers.wire import Array, Done, Frame, Rows, Score
 
 VOCAB = 11
@@ -35,15 +34,11 @@ async def stream(lengths: list[int], lost: int = 0) -> tuple[rowstream.RowStream
         yield Done()
 
     gate = Gate(running=1 << 30, queued=0, sequences=1)
-    pair = SimpleNamespace(
-        codec=SimpleNamespace(pieces=lambda ids: [str(i) for i in ids]),
-        ticket=lambda total: gate.ticket("client", total),
-    )
-    model: Any = SimpleNamespace(name="m", info=SimpleNamespace(vocab_size=VOCAB, logit_columns=16), pair=pair)
+    pair = SimpleNamespace(ticket=lambda total: gate.ticket("client", total))
+    model: Any = SimpleNamespace(info=SimpleNamespace(vocab_size=VOCAB), pair=pair)
     jobs = [Score("a", list(range(2 + length)), 2, dtype="float16") for length in lengths]
-    request = DistributionsRequest(model="m", items=[{"prompt": "x", "solution": "y"}], dtype="float16")  # type: ignore[list-item]
     frames: Any = SimpleNamespace(run=run)
-    return await rowstream.begin(request, model, jobs, frames), made
+    return await rowstream.begin(model, jobs, frames, {"model": "m"}), made
 
 
 async def test_parts_are_made_as_they_are_taken() -> None:

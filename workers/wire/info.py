@@ -46,6 +46,11 @@ class PairInfo(msgspec.Struct, frozen=True):
     noise: dict[str, float] = {}
     libraries: dict[str, str] = {}
 
+    @property
+    def eos_ids(self) -> list[int]:
+        """The end-of-sequence tokens of either model, in order."""
+        return sorted({*self.a.eos_ids, *self.b.eos_ids})
+
 
 class Health(msgspec.Struct, frozen=True):
     """`steps` counts forward passes; `active` the jobs in hand. Steps that stand still while jobs wait mean a hang."""

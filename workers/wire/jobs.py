@@ -33,7 +33,8 @@ class Generate(msgspec.Struct, frozen=True, tag="generate"):
 class Score(msgspec.Struct, frozen=True, tag="score"):
     """Rows of one model for positions `start`..`len(ids) - 1` of `ids`. Answer: `Rows`..., `Done`.
 
-    With `top_k` each row is cut to its k largest entries, else it is whole, in `dtype`.
+    With `top_k` each row is cut to its k largest entries, else it is whole, in `dtype`. Tokens in `merge` count as one,
+    the first of them, as in `Compare`; there are no logits of merged tokens.
     """
 
     side: Side
@@ -43,6 +44,7 @@ class Score(msgspec.Struct, frozen=True, tag="score"):
     temperature: float = 1.0
     top_k: int | None = None
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    merge: list[int] = []
 
 
 class Compare(msgspec.Struct, frozen=True, tag="compare"):

@@ -99,6 +99,7 @@ class RowsLayout:
             model=keys.identity(info, job.side, options),
             kind=job.kind,
             temperature=float(job.temperature),
+            merge=sorted(job.merge) if len(job.merge) > 1 else [],  # one alone changes nothing
             # Of log-probabilities alone a smaller k has all it needs in a larger one: its tail follows from them.
             k=None if job.kind == "logprobs" else job.top_k,
         )

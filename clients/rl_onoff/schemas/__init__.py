@@ -21,6 +21,7 @@ from rl_onoff.schemas.common import (
     Measure,
     Message,
     Messages,
+    PromptMode,
     Request,
     Response,
     Sampling,
@@ -36,6 +37,7 @@ from rl_onoff.schemas.distributions import (
     ItemDistributions,
     RowDtype,
     RowKind,
+    RowsProvenance,
     TopTexts,
 )
 from rl_onoff.schemas.divergence import (
@@ -96,6 +98,7 @@ __all__ = [
     "PairCard",
     "Perplexities",
     "Problem",
+    "PromptMode",
     "Provenance",
     "ReadyResponse",
     "Receipt",
@@ -103,6 +106,7 @@ __all__ = [
     "Response",
     "RowDtype",
     "RowKind",
+    "RowsProvenance",
     "Sampling",
     "StatisticsOut",
     "Switch",

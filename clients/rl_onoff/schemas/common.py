@@ -97,6 +97,15 @@ class Item(Request):
 
 Items = Annotated[list[Item], Field(fail_fast=True, min_length=1, max_length=MAX_ENTRIES)]
 
+#: Whose chat template renders `messages`: one for both models of a pair, or each model's own.
+PromptMode = Literal["shared", "per_model"]
+
+
+def check_prompt_mode(mode: PromptMode, items: list[Item]) -> None:
+    """Raises the error of a request whose `prompt_mode` has nothing to render."""
+    if mode == "per_model" and any(item.messages is None for item in items):
+        raise fault("prompt_mode", "per_model needs messages in every item")
+
 
 class TopTokens(Response):
     """The most likely tokens of one row, best first; `values` as the request's `kind`, null for -inf."""

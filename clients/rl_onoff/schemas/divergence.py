@@ -8,7 +8,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rl_onoff.schemas.common import MIN_TEMPERATURE, CacheUse, Items, Measure, Request, Response, fault
+from rl_onoff.schemas.common import (
+    MIN_TEMPERATURE,
+    CacheUse,
+    Items,
+    Measure,
+    PromptMode,
+    Request,
+    Response,
+    check_prompt_mode,
+)
 
 
 class DivergenceRequest(Request):
@@ -28,14 +37,13 @@ class DivergenceRequest(Request):
     merge_eos: bool = Field(
         default=False, description="count all end-of-sequence tokens of either model as one token before comparing"
     )
-    prompt_mode: Literal["shared", "per_model"] = Field(
+    prompt_mode: PromptMode = Field(
         default="shared", description="per_model: each model's own chat template renders `messages`"
     )
 
     @model_validator(mode="after")
     def _consistent(self) -> DivergenceRequest:
-        if self.prompt_mode == "per_model" and any(item.messages is None for item in self.items):
-            raise fault("prompt_mode", "per_model needs messages in every item")
+        check_prompt_mode(self.prompt_mode, self.items)
         return self
 
 
@@ -189,7 +197,7 @@ class Provenance(Response):
     merged_ids: list[int] = Field(default=[], description="ids counted as one token")
     units: Literal["nats", "bits"]
     temperature: float
-    prompt_mode: Literal["shared", "per_model"]
+    prompt_mode: PromptMode
 
 
 class DivergenceResponse(Response):
