@@ -85,7 +85,7 @@ export function shapeOf(record, index) {
   const leads = ids && /^[ab]+$/.test(given.leads ?? '') && given.leads.length === ids.length ? given.leads : null;
   const known = text(given.text) ?? text(given.solution) ?? text(given.completion) ?? (texts ? texts.join('') : null);
   return {
-    kind: given.error ? 'refused' : leads ? 'switched' : given.values ? 'divergence' : given.top ? 'distributions' : ids ? 'sample' : 'record',
+    kind: given.error ? 'refused' : leads ? 'switched' : given.values ? 'divergence' : given.top || given.shard ? 'distributions' : ids ? 'sample' : 'record',
     title: `${given.id ?? index}${given.sample ? `.${given.sample}` : ''}${prompt ? ` ${prompt}` : ''}`,
     prompt,
     text: known,

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from rl_onoff import AsyncClient, statistics
 from rl_onoff.cli import app
 from rl_onoff.runs import RunFolder
+from rl_onoff.tensors import read_metadata
 from tests.unit.service_double import SWITCHED, problem
 
 runner = CliRunner()
@@ -249,21 +250,34 @@ def test_whole_rows_go_into_shards(
     from safetensors.numpy import load_file, save
 
     values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    bodies: list[dict[str, Any]] = []
 
     def full(request: httpx.Request) -> httpx.Response:
         if request.url.path == "/models":
             return httpx.Response(200, json=MODELS)
-        tensors = {"0.values": values, "0.token_ids": np.array([0, 2])}
-        return httpx.Response(200, content=save(tensors, {"kind": "logprobs"}))
+        bodies.append(json.loads(request.content))
+        mine = bodies[-1]["items"][0]["prompt"][1:]
+        tensors = {"0.values": values, "0.token_ids": np.array([0, 2]), "0.entropy": np.array([0.5, 1.5])}
+        common = {"kind": "logprobs", "temperature": 0.7, "provenance": {"fingerprint": "f", "merged_ids": [1, 2]}}
+        own = {"id": f"dist_{mine}", "tokens": [["\n", mine]], "device": f"cuda:{int(mine) % 2}"}
+        return httpx.Response(200, content=save(tensors, {n: json.dumps(v) for n, v in (common | own).items()}))
 
     transport = httpx.MockTransport(full)
     monkeypatch.setattr("rl_onoff.cli.dataset.AsyncClient", partial(AsyncClient, transport=transport))
     monkeypatch.setattr("rl_onoff.cli.dataset.ShardWriter", partial(_small_shards))
     command = ["distributions", "-d", str(data), "-m", "base", "--format", form, "-o", str(tmp_path / "r")]
+    command += ["--temperature", "0.7", "--merge-eos", "--concurrency", "1"]
     assert runner.invoke(app, [*command, "--limit", "3"]).exit_code == 0
-    result = runner.invoke(app, [*command, "--resume"])
+    result = runner.invoke(app, [*command, "--resume", "--json"])
     assert result.exit_code == 0, result.stderr
+    assert (bodies[0]["merge_eos"], bodies[0]["prompt_mode"]) == (True, "shared")
+    assert json.loads(result.stdout)["tokens"] == 10  # five items of two tokens
     index = read(tmp_path / "r")
+    for row in index:  # what is an item's own is in its line
+        assert (row["prompt"], row["token_ids"]) == (f"q{row['id'][1:]}", [0, 2])
+        assert (row["tokens"], row["shape"]) == (["\n", row["id"][1:]], [2, 3])
+        others = [each["id"] for each in index if each["shard"] == row["shard"] and each is not row]
+        assert row.get("metadata") == ({"device": f"cuda:{int(row['id'][1:]) % 2}"} if others else None)
     assert sorted(row["id"] for row in index) == [f"r{i}" for i in range(5)]
     shards = {row["shard"] for row in index}
     assert len(shards) == 3  # of two rows at most: two shards of the first run, one of the second
@@ -271,21 +285,75 @@ def test_whole_rows_go_into_shards(
         path = tmp_path / "r" / row["shard"]
         if form == "safetensors":
             tensors = load_file(path)
+            metadata = read_metadata(path.read_bytes())
+            assert tensors[f"{row['id']}.entropy"].tolist() == [0.5, 1.5]
             assert (tensors[f"{row['id']}.values"] == values).all()
             assert tensors[f"{row['id']}.token_logprobs"].tolist() == [0, 5]
         else:
             import pyarrow.parquet
 
-            table = pyarrow.parquet.read_table(path).to_pylist()
+            read_back = pyarrow.parquet.read_table(path)
+            metadata = {name.decode(): json.loads(value) for name, value in read_back.schema.metadata.items()}
+            table = read_back.to_pylist()
             mine = [line for line in table if line["id"] == row["id"]]
             assert [line["values"] for line in mine] == values.tolist()
             assert [line["token_logprob"] for line in mine] == [0, 5]
+            assert [line["entropy"] for line in mine] == [0.5, 1.5]
+        assert metadata.keys() - {"device"} == {"kind", "temperature", "provenance"}
+        assert metadata["temperature"] == 0.7
+        assert metadata["provenance"] == {"fingerprint": "f", "merged_ids": [1, 2]}
 
 
 def _small_shards(run: RunFolder, form: Any) -> Any:
     from rl_onoff.runs.shards import ShardWriter
 
     return ShardWriter(run, form, shard_bytes=40)
+
+
+def test_items_of_the_api_are_data(service: Answers, tmp_path: Path) -> None:
+    rows = [{"prompt_ids": [3], "solution_ids": [1, 0]}, {"prompt": "q", "solution_ids": [2]}]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["divergence", "-d", str(tmp_path / "d.jsonl"), "-o", str(tmp_path / "r"), "--concurrency", "1"]
+    result = runner.invoke(app, [*command, "--merge-eos"])
+    assert result.exit_code == 0, result.stderr
+    assert [body["items"] for body in service.bodies] == [[row] for row in rows]
+    assert {body["merge_eos"] for body in service.bodies} == {True}
+    assert [row.get("prompt_ids") for row in read(tmp_path / "r")] == [[3], None]
+    assert json.loads((tmp_path / "r" / "manifest.json").read_text())["identity"]["settings"]["merge_eos"] is True
+    again = runner.invoke(app, [*command, "--resume"])
+    assert again.exit_code == 2
+    assert "settings.merge_eos was true" in again.stderr.replace("\n", " ")
+
+
+@pytest.mark.parametrize("name", ["prompt_ids", "solution_ids"])
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("3 1", "must be a list of integers, not str"),
+        ([1, "b"], "entry 1 is no token id: b"),
+        ([True], "entry 0 is no token id: True"),
+        ([1, 2.5], "entry 1 is no token id: 2.5"),
+        ([-1], "entry 0 is no token id: -1"),
+        ([], "there are no token ids"),
+    ],
+)
+def test_ids_that_are_none_are_named(service: Answers, tmp_path: Path, name: str, value: Any, says: str) -> None:
+    good: dict[str, Any] = {"prompt_ids": [3], "solution_ids": [1, 0]}
+    rows = [good, good | {name: value}]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = runner.invoke(app, ["divergence", "-d", str(tmp_path / "d.jsonl")])
+    assert result.exit_code == 2
+    assert service.bodies == []
+    assert f"d.jsonl:2: column '{name}': " in " ".join(result.stderr.split())
+    assert says in " ".join(result.stderr.split())
+
+
+def test_merged_logits_are_refused_before_anything_is_sent(service: Answers, data: Path) -> None:
+    command = ["distributions", "-d", str(data), "-m", "base", "--top-k", "2", "--kind", "logits", "--merge-eos"]
+    result = runner.invoke(app, command)
+    assert result.exit_code == 2
+    assert "no model has a logit" in result.stderr
+    assert service.bodies == []
 
 
 def test_bad_rows_are_known_before_anything_is_sent(service: Answers, data: Path) -> None:

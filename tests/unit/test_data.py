@@ -299,3 +299,78 @@ def test_data_that_break_off_are_named(tmp_path: Path) -> None:
     lines(tmp_path / "set" / "train.jsonl", {"prompt": "p"}, '{"prompt": ')
     with pytest.raises(DataError, match=r":train row 0: "):
         list(Reader(open_source(f"hf:{tmp_path / 'set'}:train")))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet", "hf"])
+def test_token_ids_are_read_from_every_format(tmp_path: Path, kind: str) -> None:
+    rows = [{"prompt_ids": [3], "solution_ids": [1, 0]}, {"prompt_ids": [2, 2], "solution_ids": [4]}]
+    path = tmp_path / ("set" if kind == "hf" else f"d.{kind}")
+    match kind:
+        case "jsonl":
+            lines(path, *rows)
+        case "json":
+            path.write_text(json.dumps(rows))
+        case "csv":
+            path.write_text('prompt_ids,solution_ids\n[3],"[1, 0]"\n"[2, 2]",[4]\n')
+        case "parquet":
+            arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+            parquet.write_table(arrow.Table.from_pylist(rows), path)
+        case "hf":
+            path.mkdir()
+            lines(path / "train.jsonl", *rows)
+    reader = Reader(open_source(f"hf:{path}:train" if kind == "hf" else path), ("prompt", "solution"))
+    found = list(reader)
+    assert [row.item for row in found if isinstance(row, Row)] == rows
+    assert reader.identity()["columns"] == {
+        "id": None,
+        "prompt": None,
+        "messages": None,
+        "solution": None,
+        "reference": None,
+        "prompt_ids": "prompt_ids",
+        "solution_ids": "solution_ids",
+    }
+    (generation,) = {tuple(row.start) for row in Reader(reader.source) if isinstance(row, Row)}
+    assert generation == ("prompt_ids",)
+
+
+def test_ids_and_text_in_one_set(tmp_path: Path) -> None:
+    """Ids win in a row that has both, unless the text was asked for; a set without ids is identified as ever."""
+    rows = [
+        {"prompt": "p", "prompt_ids": [1], "solution": "s", "solution_ids": [2]},
+        {"prompt": "p", "prompt_ids": None, "solution": "s"},
+        {"solution_ids": [2]},
+    ]
+    source = open_source(lines(tmp_path / "d.jsonl", *rows))
+    both, text, neither = Reader(source, ("prompt", "solution"))
+    assert isinstance(both, Row)
+    assert both.item == {"prompt_ids": [1], "solution_ids": [2]}
+    assert isinstance(text, Row)
+    assert text.item == {"prompt": "p", "solution": "s"}
+    assert str(neither) == "d.jsonl:3: column 'prompt' for the prompt is missing"
+    for options in (
+        {"columns": Columns(prompt="prompt", solution="solution")},
+        {"columns": Columns(solution="solution"), "prompting": Prompting(template="{{ prompt }}")},
+    ):
+        named = next(iter(Reader(source, ("prompt", "solution"), **options)))  # type: ignore[arg-type]
+        assert isinstance(named, Row)
+        assert named.item == {"prompt": "p", "solution": "s"}
+    chat = next(iter(Reader(source, ("prompt", "solution"), prompting=Prompting(chat=True))))
+    assert isinstance(chat, Row)
+    assert chat.item == {"messages": [{"role": "user", "content": "p"}], "solution_ids": [2]}
+    plain = Reader(open_source(lines(tmp_path / "e.jsonl", {"prompt": "p", "solution": "s"})), ("prompt", "solution"))
+    assert plain.identity()["columns"].keys() == {"id", "prompt", "messages", "solution", "reference"}
+
+
+def test_ids_alone_cannot_be_prompted(tmp_path: Path) -> None:
+    source = open_source(lines(tmp_path / "d.jsonl", {"prompt_ids": [1], "solution_ids": [2]}))
+    with pytest.raises(DataError, match="has prompts as ids: --template, --chat and --system cannot apply"):
+        list(Reader(source, prompting=Prompting(chat=True)))
+    cells = tmp_path / "d.csv"
+    cells.write_text("prompt,prompt_ids,solution_ids\np,,[2]\np,3 1,[2]\n")
+    text, broken = Reader(open_source(cells), ("prompt", "solution"))
+    assert isinstance(text, Row)
+    assert text.item == {"prompt": "p", "solution_ids": [2]}
+    assert str(broken) == "d.csv:3: column 'prompt_ids': token ids must be a list in JSON, such as [3, 1]"
+    missing = lines(tmp_path / "m.jsonl", {"prompt_ids": [1], "solution_ids": [2]}, {"solution_ids": [2]})
+    assert str(list(Reader(open_source(missing)))[1]) == "m.jsonl:2: column 'prompt_ids' for the prompt is missing"

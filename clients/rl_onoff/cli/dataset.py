@@ -76,6 +76,10 @@ TopP = Annotated[float | None, typer.Option(min=0, max=1, help="Default: 1.")]
 TopK = Annotated[int | None, typer.Option(min=0, help="Default: 0, off.")]
 MinP = Annotated[float | None, typer.Option(min=0, max=1, help="Default: 0, off.")]
 Stop = Annotated[list[str] | None, typer.Option(help="Ends a text before it. May be repeated.")]
+MergeEos = Annotated[
+    bool,
+    typer.Option("--merge-eos", help="Count the end-of-sequence tokens of both models as one."),
+]
 Wait = Annotated[float, typer.Option(min=0, help="Seconds that a service which is busy, restarting or absent gets.")]
 AsJson = Annotated[bool, typer.Option("--json", help="With --output: print the summary as JSON.")]
 

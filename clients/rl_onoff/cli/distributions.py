@@ -12,7 +12,7 @@ from rl_onoff.cli.console import URL, ApiKey, Url
 from rl_onoff.data import Columns, Prompting
 from rl_onoff.runs import Distributions, Task, summarise
 from rl_onoff.runs.shards import Format, FullRows
-from rl_onoff.schemas import RowDtype, RowKind
+from rl_onoff.schemas import PromptMode, RowDtype, RowKind
 
 
 class Kind(StrEnum):
@@ -57,6 +57,10 @@ def distributions(
         As | None, typer.Option("--format", help="jsonl needs --top-k and is its default, else safetensors.")
     ] = None,
     dtype: Annotated[Dtype, typer.Option(help="Of the values in binary files.")] = Dtype.FLOAT32,
+    per_model: Annotated[
+        bool, typer.Option("--per-model", help="Messages through this model's own chat template, not the pair's.")
+    ] = False,
+    merge_eos: dataset.MergeEos = False,
     output: dataset.Output = None,
     resume: dataset.Resume = False,
     limit: dataset.Limit = None,
@@ -77,18 +81,21 @@ def distributions(
 
     Whole rows go into shards in the run's folder, with results.jsonl as their index.
     """
+    mode: PromptMode = "per_model" if per_model else "shared"
     chosen = form or (As.SAFETENSORS if top_k is None else As.JSONL)
     task: Task
     shards: Format | None = None
+    if merge_eos and kind is Kind.LOGITS:
+        raise typer.BadParameter("no model has a logit of merged tokens", param_hint="--merge-eos")
     if chosen is As.JSONL:
         if top_k is None:
             raise typer.BadParameter("the whole vocabulary as text? Give --top-k, or another --format")
-        task = Distributions(model, top_k, _KINDS[kind], temperature)
+        task = Distributions(model, top_k, _KINDS[kind], temperature, mode, merge_eos)
     else:
         if output is None:
             raise typer.BadParameter(f"{chosen.value} files need a folder", param_hint="--output")
         shards = "parquet" if chosen is As.PARQUET else "safetensors"
-        task = FullRows(model, top_k, _KINDS[kind], temperature, _DTYPES[dtype], shards)
+        task = FullRows(model, top_k, _KINDS[kind], temperature, _DTYPES[dtype], shards, mode, merge_eos)
     job = dataset.Job(
         task,
         data,

@@ -39,6 +39,7 @@ def divergence(
     noise_floor: Annotated[
         bool, typer.Option("--noise-floor", help="Also how far the arithmetic alone puts the models apart.")
     ] = False,
+    merge_eos: dataset.MergeEos = False,
     output: dataset.Output = None,
     resume: dataset.Resume = False,
     limit: dataset.Limit = None,
@@ -58,7 +59,8 @@ def divergence(
     """Compare A and B at every token of given solutions: a column, or the samples of a run (--data FOLDER)."""
     chosen: Literal["nats", "bits"] = "bits" if units is Units.BITS else "nats"
     mode: Literal["shared", "per_model"] = "per_model" if per_model else "shared"
-    task = Divergence(a, b, tuple(measure or ("js", "kl_ab", "kl_ba")), chosen, temperature, mode, noise_floor)
+    measures = tuple(measure or ("js", "kl_ab", "kl_ba"))
+    task = Divergence(a, b, measures, chosen, temperature, mode, noise_floor, merge_eos)
     job = dataset.Job(
         task,
         data,

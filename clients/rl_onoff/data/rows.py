@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
 from importlib import import_module
 from itertools import chain, islice
 from typing import Any, Final
 
+from rl_onoff.data import values
 from rl_onoff.data.columns import Columns
 from rl_onoff.data.sources import Broken, Raw, Source
 from rl_onoff.data.spill import Keys
@@ -108,7 +109,7 @@ class Reader:
                 columns = self._settle([raw])
             try:
                 row = self._row(raw, columns, index)
-            except _Wrong as wrong:
+            except values.Wrong as wrong:
                 yield Broken(raw.where, str(wrong))
                 continue
             if (row.id,) in seen:
@@ -131,7 +132,7 @@ class Reader:
 
     def identity(self) -> dict[str, Any]:
         """What decides which rows come out: the source, the columns and the prompt; not the limit."""
-        return self.source.identity() | {"columns": asdict(self.settled()), "prompting": asdict(self.prompting)}
+        return self.source.identity() | {"columns": self.settled().identity(), "prompting": asdict(self.prompting)}
 
     def count(self) -> int | None:
         """How many rows will come, if that is cheap to know."""
@@ -141,6 +142,12 @@ class Reader:
     def _settle(self, first: list[Raw]) -> Columns:
         names = list(dict.fromkeys(name for raw in first for name in raw.fields))
         columns = self.columns.resolve(names)
+        if self.source.is_run:
+            if self.columns.prompt_ids or self.columns.solution_ids:
+                raise DataError(f"{self.source.name} holds a run, whose ids are in prompt_ids and token_ids: name none")
+            columns = replace(columns, prompt_ids=None, solution_ids=None)
+        elif self._makes_prompts and self.columns.prompt_ids is None and self._has_text(columns):
+            columns = replace(columns, prompt_ids=None)
         needs = [role for role in self.needs if not (role == "prompt" and self._render is not None)]
         if self.source.is_run:
             needs = [role for role in needs if f"{role}_ids" not in names and "token_ids" not in names]
@@ -151,10 +158,19 @@ class Reader:
 
     def _check_prompting(self, columns: Columns, names: Collection[str]) -> None:
         given = self.prompting
-        if self.source.is_run and "prompt_ids" in names and (given.chat or given.template or given.system):
+        as_ids = "prompt_ids" in names if self.source.is_run else columns.prompt_ids is not None
+        if as_ids and self._makes_prompts:
             raise DataError(f"{self.source.name} has prompts as ids: --template, --chat and --system cannot apply")
         if given.system is not None and not given.chat and self._messages_column(columns) is None:
             raise DataError("a system message (--system) needs a chat (--chat), or a column of messages")
+
+    @property
+    def _makes_prompts(self) -> bool:
+        """Whether text is asked to be made into a prompt, which ids are already."""
+        return bool(self.prompting.chat or self.prompting.template or self.prompting.system)
+
+    def _has_text(self, columns: Columns) -> bool:
+        return bool(self._render is not None or columns.prompt or columns.messages)
 
     def _messages_column(self, columns: Columns) -> str | None:
         """A template wins over it."""
@@ -162,19 +178,25 @@ class Reader:
 
     def _row(self, raw: Raw, columns: Columns, index: int) -> Row:
         fields = raw.fields
-        row_id = str(index) if columns.id is None else _id(fields, columns.id)
+        row_id = str(index) if columns.id is None else values.identifier(fields, columns.id)
         if self.source.is_run and "sample" in fields:
             row_id = f"{row_id}#{fields['sample']}"
-        prompt, messages = self._prompt(fields, columns)
-        ids = {"prompt_ids": fields.get("prompt_ids"), "solution_ids": fields.get("token_ids")}
+        if self.source.is_run:
+            prompt_ids, solution_ids = fields.get("prompt_ids"), fields.get("token_ids")
+        else:
+            prompt_ids = values.ids(fields, columns.prompt_ids, as_json=self.source.cells)
+            solution_ids = None
+            if "solution" in self.needs:
+                solution_ids = values.ids(fields, columns.solution_ids, as_json=self.source.cells)
+        prompt, messages = self._prompt(fields, columns, prompt_ids)
         solution = None
-        if "solution" in self.needs and not (self.source.is_run and ids["solution_ids"]):
-            solution = _text(fields, columns.solution, "solution")
+        if "solution" in self.needs and not solution_ids:
+            solution = values.text(fields, columns.solution, "solution", columns.solution_ids)
         reference = None
         if columns.reference is not None:
             try:
                 reference = self._reference(fields, columns.reference)
-            except _Wrong:
+            except values.Wrong:
                 if "reference" in self.needs:
                     raise
         return Row(
@@ -182,20 +204,25 @@ class Reader:
             raw.where,
             prompt=prompt,
             messages=messages,
+            prompt_ids=prompt_ids,
             solution=solution,
+            solution_ids=solution_ids,
             reference=reference,
-            **(ids if self.source.is_run else {}),
         )
 
-    def _prompt(self, fields: dict[str, Any], columns: Columns) -> tuple[str | None, list[dict[str, str]] | None]:
+    def _prompt(
+        self, fields: dict[str, Any], columns: Columns, ids: list[int] | None
+    ) -> tuple[str | None, list[dict[str, str]] | None]:
+        if ids and not self.source.is_run:
+            return None, None
         if (column := self._messages_column(columns)) is not None:
-            return None, self.prompting.messages(_messages(fields.get(column), column))
+            return None, self.prompting.messages(values.messages(fields.get(column), column))
         if self._render is not None:
             prompt = self._render(fields)
-        elif self.source.is_run and fields.get("prompt_ids"):
+        elif ids:
             return None, None
         else:
-            prompt = _text(fields, columns.prompt, "prompt")
+            prompt = values.text(fields, columns.prompt, "prompt", columns.prompt_ids)
         if not self.prompting.chat:
             return prompt, None
         return prompt, self.prompting.messages([{"role": "user", "content": prompt}])
@@ -207,55 +234,9 @@ class Reader:
         if isinstance(value, bool | int | float):
             value = json.dumps(value)
         if not isinstance(value, str):
-            raise _Wrong(f"column {column!r}: a reference must be text or a number")
+            raise values.Wrong(f"column {column!r}: a reference must be text or a number")
         mark = self.prompting.reference_after
-        return _encodable(value.rpartition(mark)[2].strip() if mark else value, column)
-
-
-class _Wrong(Exception):
-    """What is wrong with a row."""
-
-
-def _id(fields: dict[str, Any], column: str) -> str:
-    value = fields.get(column)
-    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise _Wrong(f"column {column!r}: an id must be text or an integer")
-    return _encodable(str(value), column)
-
-
-def _text(fields: dict[str, Any], column: str | None, role: str) -> str:
-    if column is None or column not in fields:
-        raise _Wrong(f"column {column!r} for the {role} is missing")
-    value = fields[column]
-    if not isinstance(value, str):
-        raise _Wrong(f"column {column!r}: a {role} must be text, not {type(value).__name__}")
-    if not value:
-        raise _Wrong(f"column {column!r}: the {role} is empty")
-    return _encodable(value, column)
-
-
-def _messages(value: Any, column: str) -> list[dict[str, str]]:
-    """In the usual form, or in ShareGPT's (from, value)."""
-    if not isinstance(value, list) or not value:
-        raise _Wrong(f"column {column!r}: messages must be a list of role and content")
-    roles = {"human": "user", "gpt": "assistant"}
-    messages = []
-    for message in value:
-        if not isinstance(message, dict):
-            raise _Wrong(f"column {column!r}: a message must have a role and a content")
-        role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
-        if not (isinstance(role, str) and isinstance(content, str)):
-            raise _Wrong(f"column {column!r}: a message must have a role and a content")
-        messages.append({"role": roles.get(role, role), "content": _encodable(content, column)})
-    return messages
-
-
-def _encodable(value: str, column: str) -> str:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise _Wrong(f"column {column!r}: the text is no valid Unicode") from None
-    return value
+        return values.encodable(value.rpartition(mark)[2].strip() if mark else value, column)
 
 
 def _renderer(template: str | None) -> Any:
@@ -276,9 +257,9 @@ def _renderer(template: str | None) -> Any:
         try:
             prompt = str(compiled.render(fields))
         except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError) as error:
-            raise _Wrong(f"the prompt template: {error}") from None
+            raise values.Wrong(f"the prompt template: {error}") from None
         if not prompt:
-            raise _Wrong("the prompt template gives an empty prompt")
-        return _encodable(prompt, "prompt")
+            raise values.Wrong("the prompt template gives an empty prompt")
+        return values.encodable(prompt, "prompt")
 
     return render

@@ -41,9 +41,13 @@ class Broken:
 
 
 class Source(ABC):
-    """Rows that can be read again and again. `is_run`: they are the results of a run of ours."""
+    """Rows that can be read again and again. `is_run`: they are the results of a run of ours.
+
+    `cells`: all values are text, lists as JSON, and an empty one is none.
+    """
 
     is_run: bool = False
+    cells: bool = False
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -142,6 +146,8 @@ class Json(_File):
 
 class Csv(_File):
     """With a header line. TSV by its suffix."""
+
+    cells = True
 
     def __iter__(self) -> Iterator[Raw | Broken]:
         csv.field_size_limit(_CSV_FIELD)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from rl_onoff.client import AsyncClient
 from rl_onoff.data import Row
 from rl_onoff.runs.tasks import Record, Task, result_of
-from rl_onoff.schemas import RowKind
+from rl_onoff.schemas import PromptMode, RowKind
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Divergence(Task):
     temperature: float = 1.0
     prompt_mode: Literal["shared", "per_model"] = "shared"
     noise_floor: bool = False
+    merge_eos: bool = False
 
     command = "divergence"
     needs = ("prompt", "solution")
@@ -42,7 +43,7 @@ class Divergence(Task):
             "units": self.units,
             "temperature": self.temperature,
             "prompt_mode": self.prompt_mode,
-        } | ({"noise_floor": True} if self.noise_floor else {})
+        } | {name: True for name in ("noise_floor", "merge_eos") if getattr(self, name)}
 
     async def work(self, client: AsyncClient, row: Row, missing: Collection[int]) -> list[Record]:
         answer = await client.divergence(
@@ -55,6 +56,7 @@ class Divergence(Task):
             temperature=self.temperature,
             prompt_mode=self.prompt_mode,
             noise_floor=self.noise_floor,
+            merge_eos=self.merge_eos,
         )
         record = result_of(row, 0) | answer.items[0].model_dump()
         record["provenance"] = answer.provenance.model_dump()
@@ -71,6 +73,8 @@ class Distributions(Task):
     top_k: int = 10
     kind: RowKind = "logprobs"
     temperature: float = 1.0
+    prompt_mode: PromptMode = "shared"
+    merge_eos: bool = False
 
     command = "distributions"
     needs = ("prompt", "solution")
@@ -80,10 +84,22 @@ class Distributions(Task):
         return (self.model,)
 
     def settings(self) -> dict[str, Any]:
-        return {"top_k": self.top_k, "kind": self.kind, "temperature": self.temperature}
+        return {
+            "top_k": self.top_k,
+            "kind": self.kind,
+            "temperature": self.temperature,
+            "prompt_mode": self.prompt_mode,
+            "merge_eos": self.merge_eos,
+        }
 
     async def work(self, client: AsyncClient, row: Row, missing: Collection[int]) -> list[Record]:
         answer = await client.distributions(
-            [row.item], model=self.model, top_k=self.top_k, kind=self.kind, temperature=self.temperature
+            [row.item],
+            model=self.model,
+            top_k=self.top_k,
+            kind=self.kind,
+            temperature=self.temperature,
+            prompt_mode=self.prompt_mode,
+            merge_eos=self.merge_eos,
         )
         return [result_of(row, 0) | answer.items[0].model_dump()]

@@ -2,11 +2,15 @@
 
 A shard is written under another name and renamed once whole; only then are its rows in the index, which is the run's
 `results.jsonl`. So a run that is killed has no half shard, and loses at most the rows of the one it was filling.
+
+A shard's metadata (of a Parquet file: its schema's) is what all its rows have in common, each value as JSON: model,
+kind, temperature, dtype on the wire, provenance. What is an item's own is in its line of the index.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import json
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -22,12 +26,14 @@ from rl_onoff.data import Row
 from rl_onoff.data.spill import Key
 from rl_onoff.errors import MissingDependency
 from rl_onoff.runs.folder import RunFolder, read_results
-from rl_onoff.runs.tasks import Record, Task
-from rl_onoff.schemas import RowDtype, RowKind
+from rl_onoff.runs.tasks import Record, Task, result_of
+from rl_onoff.schemas import PromptMode, RowDtype, RowKind
 from rl_onoff.tensors import FullDistributions
 
 SHARD_BYTES: Final = 64 << 20
 Format = Literal["safetensors", "parquet"]
+#: Of an answer's metadata what is about its items, or about itself alone.
+_OWN: Final = frozenset({"id", "tokens"})
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,8 @@ class FullRows(Task):
     temperature: float = 1.0
     dtype: RowDtype = "float32"
     format: Format = "safetensors"
+    prompt_mode: PromptMode = "shared"
+    merge_eos: bool = False
 
     command = "distributions"
     needs = ("prompt", "solution")
@@ -55,6 +63,8 @@ class FullRows(Task):
             "temperature": self.temperature,
             "dtype": self.dtype,
             "format": self.format,
+            "prompt_mode": self.prompt_mode,
+            "merge_eos": self.merge_eos,
         }
 
     async def work(self, client: AsyncClient, row: Row, missing: Collection[int]) -> list[Record]:
@@ -66,8 +76,10 @@ class FullRows(Task):
             kind=self.kind,
             temperature=self.temperature,
             dtype=self.dtype,
+            prompt_mode=self.prompt_mode,
+            merge_eos=self.merge_eos,
         )
-        return [{"id": row.id, "sample": 0, "rows": rows}]
+        return [result_of(row, 0) | {"rows": rows}]
 
 
 class ShardWriter:
@@ -75,7 +87,7 @@ class ShardWriter:
 
     def __init__(self, run: RunFolder, format: Format, shard_bytes: int = SHARD_BYTES) -> None:  # noqa: A002
         self._run, self._format, self._most = run, format, shard_bytes
-        self._held: list[tuple[str, FullDistributions]] = []
+        self._held: list[tuple[Record, FullDistributions]] = []
         self._bytes = 0
         # Never one that is in the index. One that is not was cut off from it by a kill: its rows are asked again.
         indexed = {record["shard"] for record in read_results(run.path) if "shard" in record}
@@ -95,7 +107,7 @@ class ShardWriter:
                 self._run.append([record])
                 continue
             rows: FullDistributions = record["rows"]
-            self._held.append((record["id"], rows))
+            self._held.append(({name: value for name, value in record.items() if name != "rows"}, rows))
             self._bytes += rows.values.nbytes + (0 if rows.ids is None else rows.ids.nbytes)
             if self._bytes >= self._most:
                 self.flush()
@@ -106,15 +118,15 @@ class ShardWriter:
             return
         path = self._free_name()
         temporary = path.with_suffix(".tmp")
+        common = _common(rows.metadata for _, rows in self._held)
+        named = [(record["id"], rows) for record, rows in self._held]
         try:
-            (_safetensors if self._format == "safetensors" else _parquet)(temporary, self._held)
+            (_safetensors if self._format == "safetensors" else _parquet)(temporary, named, common)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
         temporary.replace(path)
-        self._run.append(
-            {"id": row, "sample": 0, "shard": path.name, "shape": list(rows.values.shape)} for row, rows in self._held
-        )
+        self._run.append(record | _indexed(rows, common) | {"shard": path.name} for record, rows in self._held)
         self._held, self._bytes = [], 0
 
     def __enter__(self) -> Self:
@@ -132,16 +144,36 @@ class ShardWriter:
         return path
 
 
-def _safetensors(path: Path, held: list[tuple[str, FullDistributions]]) -> None:
-    """Tensors `{id}.values` `[T, V]`, or `[T, k]` with `{id}.ids`; `{id}.token_ids` `[T]` and `{id}.token_logprobs`."""
+def _common(answers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What of the answers' metadata holds for the items of all."""
+    first, *others = answers
+    return {
+        name: value
+        for name, value in first.items()
+        if name not in _OWN and all(name in other and other[name] == value for other in others)
+    }
+
+
+def _indexed(rows: FullDistributions, common: Mapping[str, Any]) -> Record:
+    """What the index says of an item: its tokens, the shape of its values, and what is not `common` to its shard."""
+    found: Record = {"token_ids": rows.token_ids.tolist(), "shape": list(rows.values.shape)}
+    if "tokens" in rows.metadata:
+        (found["tokens"],) = rows.metadata["tokens"]  # the answer to one item
+    rest = {name: value for name, value in rows.metadata.items() if name not in _OWN | common.keys()}
+    return found | ({"metadata": rest} if rest else {})
+
+
+def _safetensors(path: Path, held: list[tuple[str, FullDistributions]], metadata: Mapping[str, Any]) -> None:
+    """Tensors `{id}.values` `[T, V]`, or `[T, k]` with `{id}.ids` and `{id}.tail` `[T]`; `[T]` also `{id}.token_ids`,
+    `{id}.token_logprobs`, `{id}.entropy`."""
     tensors: dict[str, npt.NDArray[Any]] = {}
     for row, rows in held:
         tensors |= {f"{row}.{name}": np.ascontiguousarray(array) for name, array in _arrays(rows).items()}
-    save_file(tensors, path, metadata={name: str(value) for name, value in held[0][1].metadata.items()})
+    save_file(tensors, path, metadata=_as_json(metadata))
 
 
-def _parquet(path: Path, held: list[tuple[str, FullDistributions]]) -> None:
-    """One line per position: id, position, token_id, token_logprob, values, and ids where they are the best k."""
+def _parquet(path: Path, held: list[tuple[str, FullDistributions]], metadata: Mapping[str, Any]) -> None:
+    """One line per position: id, position, token_id, token_logprob, entropy, values; of the best k also ids, tail."""
     arrow, parquet = _arrow()
     writer = None
     try:
@@ -153,12 +185,13 @@ def _parquet(path: Path, held: list[tuple[str, FullDistributions]]) -> None:
                 "position": arrow.array(np.arange(length, dtype=np.int32)),
                 "token_id": arrow.array(arrays["token_ids"]),
             }
-            if "token_logprobs" in arrays:
-                columns["token_logprob"] = arrow.array(arrays["token_logprobs"])
+            for name, column in (("token_logprobs", "token_logprob"), ("entropy", "entropy"), ("tail", "tail")):
+                if name in arrays:
+                    columns[column] = arrow.array(arrays[name])
             for name in ("ids", "values"):
                 if name in arrays:
                     columns[name] = arrow.FixedSizeListArray.from_arrays(arrow.array(arrays[name].ravel()), width)
-            table = arrow.table(columns)
+            table = arrow.table(columns).replace_schema_metadata(_as_json(metadata))
             writer = writer or parquet.ParquetWriter(path, table.schema)
             writer.write_table(table)
     finally:
@@ -172,8 +205,15 @@ def _arrays(rows: FullDistributions) -> dict[str, npt.NDArray[Any]]:
         "token_logprobs": rows.token_logprobs,
         "ids": rows.ids,
         "values": rows.values,
+        "entropy": rows.entropy,
+        "tail": rows.tail,
     }
     return {name: array for name, array in named.items() if array is not None}
+
+
+def _as_json(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Both formats hold strings alone."""
+    return {name: json.dumps(value) for name, value in metadata.items()}
 
 
 def _arrow() -> tuple[Any, Any]:

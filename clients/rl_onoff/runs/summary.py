@@ -44,7 +44,7 @@ def _summary(records: Iterable[Mapping[str, Any]], collected: Mapping[str, _Coll
             failed += 1
             continue
         results += 1
-        tokens += len(record.get("token_ids", ()))
+        tokens += record["shape"][0] if "shape" in record else len(record.get("token_ids", ()))
         by_b += str(record.get("leads", "")).count("b")
         if "shared" in record:
             _add_shared(sharing, record)
