@@ -136,11 +136,17 @@ def test_runs_are_walked_item_by_item(visit: Visit, demo: str, run_file: Path) -
 
 
 @pytest.mark.parametrize(
-    ("command", "kind"), [("switch", "switched"), ("divergence", "divergence"), ("sample", "sample")]
+    ("command", "kind"),
+    [
+        ("switch", "switched"),
+        ("divergence", "divergence"),
+        ("sample", "sample"),
+        ("distributions", "distributions"),  # whole rows: the index of their shards
+    ],
 )
 def test_a_run_of_the_command_line_opens(visit: Visit, demo: str, tmp_path: Path, command: str, kind: str) -> None:
     """What the CLI of this checkout writes, not what we think it writes."""
-    more = ["--model", "base"] if command == "sample" else []
+    more = ["--model", "base"] if command in ("sample", "distributions") else []
     data = ["--data", str(DEMO / "problems.jsonl"), "--limit", "2", "--output", str(tmp_path / "run"), "--url", demo]
     program = [sys.executable, "-m", "rl_onoff.cli", command, *data, *more]
     subprocess.run(program, check=True, capture_output=True, timeout=120)
