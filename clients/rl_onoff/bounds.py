@@ -1,19 +1,29 @@
 """What is certain of two rows of which only the most likely tokens are known: stored runs, remote APIs.
 
-The ids known of both rows are cells of their own; of all others only the rest of the mass is known, to each row.
-Merging cells never raises a divergence (data processing inequality): measures of merged rows are lower bounds. They are
-highest where the rests do not overlap at all, which gives the upper bounds. KL has none: the unknown part of Q may hold
-next to nothing where P has its rest.
-
 Log-probabilities must be those of whole rows (normalised over the full vocabulary), not of the k tokens alone. Where an
 id is among the top k of one row only, its log-probability in the other must be known too (`token_logprobs` of an API,
 or a row scored at given ids); `from_top_k` handles rows that know nothing beyond their own k.
+
+A listed value l is not the row's: it is off by up to its precision e (`error`), so p lies in [exp(l - e), exp(l + e)],
+and the rest of the mass, 1 - sum p, in an interval too. All measures are sums over tokens of an f(p, q) >= 0 (KL's is
+p log(p/q) - p + q, Hellinger's sum stands under a root), convex, homogeneous of degree one, 0 where p = q, falling in p
+below q and rising above. Hence, whatever rows are behind the values:
+
+    f over the unlisted tokens of both rows >= f(rest of p, rest of q)              (merging cells never raises it)
+                                            <= f(rest of p, 0) + f(0, rest of q)    (rests that do not meet)
+    f over an interval of p and one of q    >= f where they come closest, <= the larger f of the two far corners
+
+KL has no upper bound: the unknown part of Q may hold next to nothing where P has its rest. Where one row does not list
+a token of the other's (`from_top_k`), the least over all that it may be is bounded by duality, see `_lowest`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +32,19 @@ from rl_onoff import divergence
 
 Floats = npt.NDArray[np.floating]
 Ids = npt.NDArray[np.integer]
+_Array = npt.NDArray[np.float64]
 
-#: Mass that rounding to float32 may hide or invent in a row. The same mass added to both rests only loosens
-#: the bounds: in a cell of its own it would add nothing to a divergence, and merging cells never raises one.
-ROUNDING = 1e-6
+#: How far listed log-probabilities may be from the row's: so many nats, or what arithmetic in this dtype leaves.
+Precision = float | Literal["float64", "float32", "float16", "bfloat16"]
 
-_MEASURES = {"js": divergence.js, "tv": divergence.tv, "hellinger": divergence.hellinger}
+#: What a softmax in float32 is off by, in nats: its sum over 152k columns was seen to move a whole row by 1.4e-5.
+FLOAT32_SOFTMAX: Final = 2e-5
+#: Half a unit in the last place, relative.
+_ROUNDOFF: Final = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+#: More than the float64 arithmetic here is off by: in a log-probability, a sum of probabilities, a sum's terms.
+_DOUBLE: Final = 1e-14
+#: Ratios q/p that are looked at lie in [exp(-60), exp(60)].
+_WIDEST: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,94 +59,268 @@ class Bounds:
         return self.lower > threshold or self.upper <= threshold
 
 
-def from_union(logp: Floats, logq: Floats, measure: str = "js") -> Bounds:
-    """Bounds from the log-probabilities `[n]` of the same n distinct ids in both rows.
+def error(logprobs: Floats, precision: Precision | None = None) -> _Array:
+    """How far each log-probability may be from the row's, in nats: `[n]` -> `[n]`.
+
+    By default as the array's dtype has it, but float32 at least: that is what services compute in, and JSON, which has
+    no dtype, is read as float64. Of float32 and less it is the rounding to this dtype and `FLOAT32_SOFTMAX`.
+    """
+    size = np.abs(np.asarray(logprobs, dtype=np.float64))
+    size = np.where(np.isfinite(size), size, 0.0)
+    own: _Array = _DOUBLE + _ROUNDOFF["float64"] * size
+    if isinstance(precision, int | float):
+        if not 0 <= precision < math.inf:
+            raise ValueError(f"a precision is a number of nats, 0 or more, not {precision}")
+        return own + precision
+    kind = precision or np.asarray(logprobs).dtype.name
+    if precision is None and kind != "float16":
+        kind = "float32"
+    if kind not in _ROUNDOFF:
+        raise ValueError(f"no precision is known of {kind!r}: there are {', '.join(_ROUNDOFF)}, or nats")
+    if kind == "float64":
+        return own
+    stored = 0.0 if kind == "float32" else _ROUNDOFF[kind]
+    return own + FLOAT32_SOFTMAX + (_ROUNDOFF["float32"] + stored) * size
+
+
+def from_union(logp: Floats, logq: Floats, measure: str = "js", *, precision: Precision | None = None) -> Bounds:
+    """Bounds from the log-probabilities `[n]` of the same n distinct ids in both rows, each off by `error` at most.
 
     `measure`: js, tv, hellinger, kl_ab, kl_ba. Raises ValueError for others, and for what is no part of a row.
     """
-    p, q = _part(logp), _part(logq)
-    if p.shape != q.shape:
-        raise ValueError(f"the rows must give the same ids: {p.size} and {q.size} log-probabilities")
-    rest_p, rest_q = _rest(p), _rest(q)
-    merged = np.append(p, rest_p), np.append(q, rest_q)
-    apart = np.append(p, [rest_p, 0.0]), np.append(q, [0.0, rest_q])
-    return _bounds(measure, merged, apart)
+    p, q = _Part.of(logp, precision), _Part.of(logq, precision)
+    if p.least.shape != q.least.shape:
+        raise ValueError(f"the rows must give the same ids: {p.least.size} and {q.least.size} log-probabilities")
+    every = np.arange(p.least.size)
+    return Known(_Row(p, every), _Row(q, every)).bounds(measure)
 
 
-def from_top_k(ids_p: Ids, logp: Floats, ids_q: Ids, logq: Floats, measure: str = "js") -> Bounds:
-    """Bounds from each row's own k most likely ids and their log-probabilities, `[k]` each, in any order.
+def from_top_k(
+    ids_p: Ids, logp: Floats, ids_q: Ids, logq: Floats, measure: str = "js", *, precision: Precision | None = None
+) -> Bounds:
+    """Bounds from each row's own most likely ids and their log-probabilities, `[k]` of either row, in any order.
 
-    An id one row does not list has there at most the least listed probability, and at most the rest of the mass.
+    An id one row does not list has there at most the least listed probability, and at most the rest of the mass. Raises
+    ValueError as `from_union` does, and for ids listed twice.
     """
-    p, q = _part(logp), _part(logq)
-    for ids, values in ((ids_p, p), (ids_q, q)):
-        if np.unique(ids).size != values.size:
+    return known_from_top_k(ids_p, logp, ids_q, logq, precision=precision).bounds(measure)
+
+
+def known_from_top_k(
+    ids_p: Ids, logp: Floats, ids_q: Ids, logq: Floats, *, precision: Precision | None = None
+) -> Known:
+    """As `from_top_k`, for the bounds of several measures of the same rows."""
+    p, q = _Part.of(logp, precision), _Part.of(logq, precision)
+    for ids, part in ((ids_p, p), (ids_q, q)):
+        if np.shape(ids) != part.least.shape or np.unique(ids).size != part.least.size:
             raise ValueError("ids must be distinct, one for each log-probability")
     _, in_p, in_q = np.intersect1d(ids_p, ids_q, return_indices=True)
-    only_p, only_q = np.delete(p, in_p), np.delete(q, in_q)
-    both = p[in_p], q[in_q]
-    rest_p, rest_q = _rest(p), _rest(q)
-    # The unlisted part of each row, all of it one cell: q's own rest lies somewhere among p's ids and beyond.
-    most_q, most_p = min(float(q.min()), rest_q), min(float(p.min()), rest_p)
-    lower = _lowest(only_p, only_q, rest_p, rest_q, most_p, most_q)
-    merged = np.concatenate([both[0], lower[0]]), np.concatenate([both[1], lower[1]])
-    none = np.zeros
-    apart = (
-        np.concatenate([both[0], only_p, [rest_p], none(only_q.size), [0.0]]),
-        np.concatenate([both[1], none(only_p.size), [0.0], only_q, [rest_q]]),
-    )
-    return _bounds(measure, merged, apart)
+    return Known(_Row(p, in_p), _Row(q, in_q))
 
 
-def _lowest(
-    only_p: Floats, only_q: Floats, rest_p: float, rest_q: float, most_p: float, most_q: float
-) -> tuple[Floats, Floats]:
-    """Rests laid out so that no completion comes closer: the ratios q/p as even as the caps allow.
+class Known:
+    """What is known of two rows; made by `known_from_top_k`."""
 
-    A divergence is a sum of convex functions of (p, q), homogeneous of order one, so the least is where all cells that
-    are not at their cap have one ratio, found by bisection.
+    def __init__(self, p: _Row, q: _Row) -> None:
+        self._p, self._q = p, q
+
+    def bounds(self, measure: str) -> Bounds:
+        """Of js, tv, hellinger, kl_ab or kl_ba. Raises ValueError for others."""
+        if measure == "kl_ba":
+            return Known(self._q, self._p).bounds("kl_ab")
+        if measure not in _MEASURES:
+            raise ValueError(f"no bounds are known for {measure!r}: there are {', '.join(BOUNDED)}")
+        form = _MEASURES[measure]
+        with np.errstate(divide="ignore"):
+            lower, upper = self._lowest(form), self._highest(form) if form.most < math.inf else math.inf
+        if measure == "hellinger":
+            lower, upper = math.sqrt(lower), math.sqrt(upper)
+        return Bounds(min(lower, form.most), min(upper, form.most))
+
+    def _highest(self, form: _Form) -> float:
+        p, q = self._p, self._q
+        both = np.maximum(form.cells(p.both.least, q.both.most), form.cells(p.both.most, q.both.least))
+        apart = [max(0.0, 1.0 + _DOUBLE - float(row.both.least.sum())) for row in (p, q)]
+        apart_p, apart_q = np.array([apart[0], 0.0]), np.array([0.0, apart[1]])
+        return (1 + _DOUBLE) * float(both.sum() + form.cells(apart_p, apart_q).sum())
+
+    def _lowest(self, form: _Form) -> float:
+        """By duality: with any plane a p + b q <= f(p, q), over all ids but those that both rows list
+
+            sum f >= a (rest of p) + b (rest of q) + sum over p's own ids of min over q (f(p, q) - b q)
+                                                   + sum over q's own ids of min over p (f(p, q) - a p)
+
+        It is highest where the plane touches f at the ratio q/p that the rests have when all ratios are as even as the
+        caps allow.
+        """
+        p, q = self._p, self._q
+        near = np.clip(q.both.least, p.both.least, p.both.most)
+        both = form.cells(near, np.clip(near, q.both.least, q.both.most))
+        if p.own.least.size == q.own.least.size == 0:
+            near = np.clip(q.rest.least, p.rest.least, p.rest.most)
+            rest = form.cells(near, np.clip(near, q.rest.least, q.rest.most))
+            return max(0.0, (1 - _DOUBLE) * float(both.sum() + rest.sum()))
+        # A plane by two ratios, at_p <= at_q, lies below f: slopes in p fall with the ratio q/p, slopes in q rise.
+        planes = form.planes or [
+            _Plane(form.slopes(at_q)[0], form.slopes(at_p)[1], at_p, at_q) for at_p, at_q in self._ratios
+        ]
+        return max(0.0, *(_sum(both, *self._under(form, plane)) for plane in planes))
+
+    def _under(self, form: _Form, plane: _Plane) -> list[_Array]:
+        """The terms of the lower bound by this plane, but those over ids that both rows list."""
+        p, q = self._p, self._q
+        own_p = _worst(p.own, q.cap, float(form.cells(*_pair(1.0, plane.at_p))[0]) - plane.b * plane.at_p)
+        q_of = np.minimum(q.cap, plane.at_p * own_p)
+        own_q = _worst(q.own, p.cap, float(form.cells(*_pair(1.0 / plane.at_q, 1.0))[0]) - plane.a / plane.at_q)
+        p_of = np.minimum(p.cap, own_q / plane.at_q)
+        rest_p = p.rest.least if plane.a > 0 else p.rest.most
+        rest_q = q.rest.least if plane.b > 0 else q.rest.most
+        return [
+            form.cells(own_p, q_of),
+            -plane.b * q_of,
+            form.cells(p_of, own_q),
+            -plane.a * p_of,
+            plane.a * rest_p,
+            plane.b * rest_q,
+        ]
+
+    @cached_property
+    def _ratios(self) -> list[tuple[float, float]]:
+        """Ratios q/p to try, at p's own ids and at q's: found as if all of one row were at its least, or its most."""
+        return [_even(self._p, self._q, at) for at in (("least", "most"), ("most", "least"))]
+
+
+class _Plane(NamedTuple):
+    """a p + b q <= f(p, q). At p's own ids f(p, q) - b q is least at the ratio q/p `at_p`; at q's own ids `at_q`."""
+
+    a: float
+    b: float
+    at_p: float
+    at_q: float
+
+
+class _Form(NamedTuple):
+    """f(p, q) of cells `[n]`, its slopes in p and in q where q/p is a ratio, its largest sum.
+
+    `planes`: all worth trying, where they are few.
     """
-    low, high = -60.0, 60.0
 
-    def laid(log_ratio: float) -> tuple[Floats, Floats, float, float]:
-        ratio = math.exp(log_ratio)
-        q_of, p_of = np.minimum(most_q, ratio * only_p), np.minimum(most_p, only_q / ratio)
-        return q_of, p_of, rest_q - float(q_of.sum()), rest_p - float(p_of.sum())
+    cells: Callable[[_Array, _Array], _Array]
+    slopes: Callable[[float], tuple[float, float]]
+    most: float
+    planes: list[_Plane] | None = None
 
-    for _ in range(200):
-        middle = (low + high) / 2
-        _, _, left_q, left_p = laid(middle)
-        if left_q > math.exp(middle) * left_p:
-            low = middle
-        else:
-            high = middle
-    q_of, p_of, left_q, left_p = laid((low + high) / 2)
-    if left_q < -1e-12 or left_p < -1e-12:  # no even layout: merging it all is still a bound
-        return np.array([only_p.sum() + rest_p]), np.array([only_q.sum() + rest_q])
-    return (
-        np.concatenate([only_p, p_of, [max(left_p, 0.0) + ROUNDING]]),
-        np.concatenate([q_of, only_q, [max(left_q, 0.0) + ROUNDING]]),
+
+def _cells(measure: Callable[[_Array, _Array], _Array], power: int = 1) -> Callable[[_Array, _Array], _Array]:
+    def cells(p: _Array, q: _Array) -> _Array:
+        found: _Array = measure(np.log(p)[:, None], np.log(q)[:, None]) ** power
+        return found
+
+    return cells
+
+
+_MEASURES: Final = {
+    "js": _Form(
+        _cells(divergence.js),
+        lambda ratio: (-math.log((1 + ratio) / 2) / 2, -math.log((1 + 1 / ratio) / 2) / 2),
+        divergence.LN2,
+    ),
+    "tv": _Form(
+        _cells(divergence.tv),
+        lambda ratio: (math.copysign(0.5, 1 - ratio), math.copysign(0.5, ratio - 1)),
+        1.0,
+        [_Plane(0.5, -0.5, 1.0, 1.0), _Plane(-0.5, 0.5, 1.0, 1.0), _Plane(-0.5, -0.5, 1.0, 1.0)],
+    ),
+    "hellinger": _Form(
+        _cells(divergence.hellinger, 2),
+        lambda ratio: ((1 - math.sqrt(ratio)) / 2, (1 - 1 / math.sqrt(ratio)) / 2),
+        1.0,
+    ),
+    "kl_ab": _Form(_cells(divergence.kl), lambda ratio: (-math.log(ratio), 1 - 1 / ratio), math.inf),
+}
+#: Measures that bounds are known for.
+BOUNDED: Final = (*_MEASURES, "kl_ba")
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Probabilities `[n]` that lie in [least, most]."""
+
+    least: _Array
+    most: _Array
+
+    @classmethod
+    def of(cls, logprobs: Floats, precision: Precision | None) -> _Part:
+        values = np.asarray(logprobs, dtype=np.float64)
+        if values.ndim != 1 or values.size == 0 or np.isnan(values).any():
+            raise ValueError("expected the log-probabilities of some tokens of one row, [n], without NaN")
+        off = error(logprobs, precision)
+        part = cls(np.exp(values - off), np.minimum(1.0, np.exp(np.minimum(values + off, 0.0))))
+        if part.least.max() > 1 or part.least.sum() > 1 + _DOUBLE:
+            raise ValueError("a row's probabilities sum to more than 1, by more than the precision allows")
+        return part
+
+    def at(self, places: Ids) -> _Part:
+        return _Part(self.least[places], self.most[places])
+
+
+class _Row:
+    """A row's listed ids: those at `shared`, in the other's order, which `both` rows list, and its `own`.
+
+    `rest` is the mass of what it does not list, `cap` the most that one of these may have.
+    """
+
+    def __init__(self, listed: _Part, shared: Ids) -> None:
+        self.both = listed.at(shared)
+        self.own = _Part(np.delete(listed.least, shared), np.delete(listed.most, shared))
+        least, most = (max(0.0, 1.0 - float(part.sum())) for part in (listed.most, listed.least))
+        self.rest = _Part(np.array([max(0.0, least - _DOUBLE)]), np.array([min(1.0, most + _DOUBLE)]))
+        self.cap = min(float(listed.most.min()), float(self.rest.most[0]))
+
+
+def _even(p: _Row, q: _Row, at: tuple[str, str]) -> tuple[float, float]:
+    """The ratios q/p, at p's own ids and at q's, when all that no cap holds are alike, and that of the rests too.
+
+    Where the rests hold too little for that, what there is of each is spread over the other row's own ids.
+    """
+    (own_p, rest_p), (own_q, rest_q) = (
+        (getattr(row.own, end), float(getattr(row.rest, end)[0])) for row, end in zip((p, q), at, strict=True)
     )
 
+    def left_q(x: float) -> float:
+        return rest_q - float(np.minimum(q.cap, math.exp(x) * own_p).sum())
 
-def _bounds(measure: str, merged: tuple[Floats, Floats], apart: tuple[Floats, Floats]) -> Bounds:
-    with np.errstate(divide="ignore"):
-        lower_rows, upper_rows = ([np.log(row) for row in rows] for rows in (merged, apart))
-    if measure in _MEASURES:
-        compute = _MEASURES[measure]
-        return Bounds(float(compute(*lower_rows)), float(compute(*upper_rows)))
-    if measure in ("kl_ab", "kl_ba"):
-        p, q = lower_rows if measure == "kl_ab" else lower_rows[::-1]
-        return Bounds(float(divergence.kl(p, q)), math.inf)
-    raise ValueError(f"no bounds are known for {measure!r}: there are js, tv, hellinger, kl_ab, kl_ba")
+    def left_p(x: float) -> float:
+        return rest_p - float(np.minimum(p.cap, math.exp(-x) * own_q).sum())
 
-
-def _part(logprobs: Floats) -> npt.NDArray[np.float64]:
-    probs = np.exp(np.asarray(logprobs, dtype=np.float64))
-    if probs.ndim != 1 or probs.size == 0 or not np.isfinite(probs).all() or probs.sum() > 1 + 1e-4:
-        raise ValueError("expected the log-probabilities of some tokens of one row, [n], that sum to 1 at most")
-    return probs
+    highest, lowest = _root(lambda x: -left_q(x)), _root(left_p)
+    if highest > lowest:
+        highest = lowest = _root(lambda x: math.exp(x) * left_p(x) - left_q(x), lowest, highest)
+    return math.exp(highest), math.exp(lowest)
 
 
-def _rest(probs: npt.NDArray[np.float64]) -> float:
-    return max(0.0, 1.0 - float(probs.sum())) + ROUNDING
+def _root(rising: Callable[[float], float], low: float = -_WIDEST, high: float = _WIDEST) -> float:
+    """Where it crosses 0, nearly: any ratio gives a bound, and what it is off by counts only squared."""
+    for _ in range(36):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rising(middle) < 0 else (low, middle)
+    return (low + high) / 2
+
+
+def _worst(own: _Part, cap: float, slope: float) -> _Array:
+    """The probabilities of a row's own ids at which the other's best answer costs least.
+
+    That cost is convex: it has this slope up to where the other is at its cap, and is least at the cap if it falls.
+    """
+    return own.least if slope >= 0 else np.clip(cap, own.least, own.most)
+
+
+def _pair(p: float, q: float) -> tuple[_Array, _Array]:
+    return np.array([p]), np.array([q])
+
+
+def _sum(*terms: _Array) -> float:
+    """The sum, less what rounding may have added to it."""
+    every = np.concatenate(terms)
+    total = float(every.sum())
+    return total if math.isinf(total) else total - _DOUBLE * (1 + float(np.abs(every).sum()))
