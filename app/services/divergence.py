@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import get_args
 
 import msgspec
 import numpy as np
@@ -20,8 +21,7 @@ from app.services.interleave import interleave
 from app.services.nulls import finites
 from app.services.prompts import check_items, prompt_ids, solution_ids
 from app.services.registry import Registry, ServedPair
-from app.services.summaries import NEEDED, plain, summarised
-from rl_onoff import summary
+from app.services.summaries import NEEDED, summarised
 from rl_onoff.divergence import LN2, in_nats, swapped
 from rl_onoff.errors import InternalError
 from rl_onoff.schemas import (
@@ -34,10 +34,14 @@ from rl_onoff.schemas import (
 from rl_onoff.schemas.divergence import NoiseFloor
 from rl_onoff.statistics import ItemColumns
 from rl_onoff.version import __version__
-from workers.wire import Array, Compare, Values
+from workers.wire import Array, Compare, Floor, Values
 
 #: Summing up an item takes as long as passing over so many values.
 _SUMMARY = 700
+
+#: Measures of A's row alone: their noise is how far they are from the same of A again, which plays B.
+_OF_A_ALONE = {"entropy_a": "entropy_b", "top_prob_a": "top_prob_b"}
+_OF_B_ALONE = "it is of B alone, and the floor is A's"
 
 Column = npt.NDArray[np.float64]
 
@@ -57,14 +61,18 @@ async def measure(
     served = registry.pair(request.a, request.b)
     jobs = [await _job(request, served, index) for index in range(len(request.items))]
     total = sum(cost(job, served.infos[0].vocab_size) for job in jobs)
-    with served.pair.ticket(2 * total if request.noise_floor else total) as ticket:
+    with served.pair.ticket(3 * total if request.noise_floor else total) as ticket:
         sources = [partial(_measured, request, served, index, job, frames, ticket) for index, job in enumerate(jobs)]
         async with aclosing(interleave(sources, at_once=served.pair.config.sequences)) as answers:
             found = {index: measured async for index, measured in answers}
         columns = [found[index] for index in range(len(jobs))]
-        floor = await _noise_floor(request, served, jobs, frames, ticket) if request.noise_floor else None
+        floors = {
+            kind: await _floor(kind, request, served, jobs, frames, ticket)
+            for kind in (get_args(Floor) if request.noise_floor else ())
+        }
     size = sum(_values(len(job.a_ids) - job.a_start, len(job.measures), request.summary) for job in jobs)
-    return await beside(size, lambda: _response(request, served, jobs, columns, floor, frames.use))
+    size *= 1 + len(floors)
+    return await beside(size, lambda: _response(request, served, jobs, columns, floors, frames.use))
 
 
 def _values(positions: int, measures: int, summary: bool) -> int:
@@ -76,7 +84,7 @@ def _response(
     served: ServedPair,
     jobs: list[Compare],
     found: list[_Measured],
-    floor: NoiseFloor | None,
+    floors: dict[Floor, list[ItemColumns]],
     cache: CacheUse,
 ) -> DivergenceResponse:
     columns = [item.columns for item in found]
@@ -92,7 +100,7 @@ def _response(
         b=served.names[1],
         items=items,
         summary=overall,
-        noise_floor=floor,
+        noise_floor=_noise_floor(request, served, solutions, floors) if request.noise_floor else None,
         provenance=_provenance(request, served, jobs[0].merge, found[0].kernel),
         cache=cache,
     )
@@ -127,10 +135,11 @@ async def _measured(
     async with aclosing(cached.run(served.pair, job, ticket)) as frames:
         chunks.extend([frame async for frame in frames if isinstance(frame, Values)])
     columns: dict[str, Column] = {}
+    turned = served.swapped and job.floor is None
     for asked in job.measures:
-        name = swapped(asked) if served.swapped else asked
+        name = swapped(asked) if turned else asked
         scale = 1 / LN2 if request.units == "bits" and in_nats(name) else 1.0
-        sign = -1.0 if served.swapped and name == "delta_logp" else 1.0
+        sign = -1.0 if turned and name == "delta_logp" else 1.0
         columns[name] = _column([chunk.measures[asked] for chunk in chunks], job) * (sign * scale)
     a = _column([chunk.logprobs_a for chunk in chunks], job)
     b = _column([chunk.logprobs_b for chunk in chunks], job)
@@ -138,8 +147,8 @@ async def _measured(
     top_prob, rank = (columns.get(name, ones) for name in NEEDED)
     found = ItemColumns(
         measures={name: columns[name] for name in dict.fromkeys(request.measures)},
-        logprobs_a=b if served.swapped else a,
-        logprobs_b=a if served.swapped else b,
+        logprobs_a=b if turned else a,
+        logprobs_b=a if turned else b,
         top1_agree=_column([chunk.top1_agree for chunk in chunks], job),
         top_prob_a=top_prob,
         rank=rank,
@@ -147,25 +156,44 @@ async def _measured(
     yield index, _Measured(found, chunks[0].kernel if chunks else "")
 
 
-async def _noise_floor(
-    request: DivergenceRequest, served: ServedPair, jobs: list[Compare], frames: CachedFrames, ticket: Ticket
-) -> NoiseFloor:
-    """What of the request's A against itself would be measured, were its logits bfloat16."""
-    plain_request = request.model_copy(update={"summary": False})
-    rounded = [msgspec.structs.replace(job, floor=served.side_a) for job in jobs]
-    sources = [
-        partial(_measured, plain_request, served, index, job, frames, ticket) for index, job in enumerate(rounded)
+async def _floor(
+    kind: Floor,
+    request: DivergenceRequest,
+    served: ServedPair,
+    jobs: list[Compare],
+    frames: CachedFrames,
+    ticket: Ticket,
+) -> list[ItemColumns]:
+    """The request's measures between its A and A itself, item by item; none where all are of B alone."""
+    names = [name for name in dict.fromkeys(request.measures) if name not in _OF_A_ALONE.values()]
+    if not names:
+        return []
+    twice = [_OF_A_ALONE[name] for name in names if name in _OF_A_ALONE]
+    asked = request.model_copy(update={"summary": False, "measures": [*names, *twice]})
+    again = [
+        msgspec.structs.replace(job, measures=asked.measures, floor=kind, floor_side=served.side_a) for job in jobs
     ]
+    sources = [partial(_measured, asked, served, index, job, frames, ticket) for index, job in enumerate(again)]
     async with aclosing(interleave(sources, at_once=served.pair.config.sequences)) as answers:
-        found = [measured.columns async for _, measured in answers]
-    measures = {name: np.concatenate([item.measures[name] for item in found]) for name in found[0].measures}
-    noise = served.pair.info.noise
-    shape = {name: noise[source] for name in measures if (source := swapped(name) if served.swapped else name) in noise}
-    bits = {name: value / LN2 if request.units == "bits" and in_nats(name) else value for name, value in shape.items()}
-    return NoiseFloor(
-        pass_shape=bits,
-        bfloat16_logits={name: plain(summary.statistics(column)) for name, column in measures.items()},
-    )
+        found = {index: measured.columns async for index, measured in answers}
+    return [_moved(found[index], names) for index in range(len(jobs))]
+
+
+def _moved(item: ItemColumns, names: list[str]) -> ItemColumns:
+    found = item.measures
+    moves = {name: np.abs(found[_OF_A_ALONE[name]] - found[name]) for name in names if name in _OF_A_ALONE}
+    return replace(item, measures={name: found[name] for name in names} | moves)
+
+
+def _noise_floor(
+    request: DivergenceRequest, served: ServedPair, solutions: list[list[int]], floors: dict[Floor, list[ItemColumns]]
+) -> NoiseFloor:
+    kinds = {
+        kind: summarised(columns, solutions, served.pair.codec).measures if columns else {}
+        for kind, columns in floors.items()
+    }
+    absent = {name: _OF_B_ALONE for name in request.measures if name in _OF_A_ALONE.values()}
+    return NoiseFloor(pass_shape=kinds["pass_shape"], bfloat16_logits=kinds["bfloat16_logits"], absent=absent)
 
 
 def _column(parts: list[Array], job: Compare) -> Column:

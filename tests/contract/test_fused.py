@@ -152,7 +152,7 @@ async def test_rows_of_the_backend_are_left_as_they_were(tmp_path: Path) -> None
 
 async def test_the_floor_is_the_distance_to_ones_own_rounded_logits(case: Case) -> None:
     ids = case.prompt(50)
-    job = Compare(ids, 20, ids, 20, ["js", "kl_ab"], floor="b")
+    job = Compare(ids, 20, ids, 20, ["js", "kl_ab"], floor="bfloat16_logits", floor_side="b")
     got = await columns(answer(case.pair, job))
     with torch.inference_mode():
         logits = case.plain_b(torch.tensor([ids])).logits[0, 19:49, : case.vocab_size]
@@ -160,3 +160,14 @@ async def test_the_floor_is_the_distance_to_ones_own_rounded_logits(case: Case) 
     want = divergence.compute(*rows, ["js", "kl_ab"])
     np.testing.assert_allclose(got["js"], want["js"], rtol=0.05, atol=1e-7)
     assert 1e-7 < got["js"].mean() < 1e-3
+
+
+async def test_the_floor_of_passes_is_the_distance_between_two_ways_to_compute_a_row(case: Case) -> None:
+    ids = case.prompt(90)
+    names = ["js", "kl_ab", "delta_logp", "renyi:2", "topk_overlap:3"]
+    got = await columns(answer(case.pair, Compare(ids, 20, ids, 20, names, 0.5, floor="pass_shape")))
+    assert got["js"].shape == (70,)
+    assert got["js"].max() < 1e-6
+    assert np.abs(got["delta_logp"]).max() < 1e-3
+    assert np.abs(got["renyi:2"]).max() < 1e-6
+    assert got["topk_overlap:3"].mean() > 0.9

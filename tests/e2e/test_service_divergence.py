@@ -90,6 +90,48 @@ def test_the_noise_floor_is_that_of_rounded_logits(http: httpx.Client) -> None:
     assert bits.bfloat16_logits["js"].mean == pytest.approx(floor.mean / math.log(2))
 
 
+def test_every_measure_has_a_floor_or_a_reason(http: httpx.Client) -> None:
+    asked = ["js", "delta_logp", "renyi:2", "renyi_ba:0.5", "topk_overlap:5", "entropy_a", "entropy_b", "top_prob_b"]
+    made = compared(http, measures=asked, noise_floor=True, summary=False).noise_floor
+    assert made is not None
+    told = ["js", "delta_logp", "renyi:2", "renyi_ba:0.5", "topk_overlap:5", "entropy_a"]
+    assert [*made.pass_shape] == [*made.bfloat16_logits] == told
+    assert [*made.absent] == ["entropy_b", "top_prob_b"]
+    # A table's rows are the same in passes of any shape.
+    for name in told:
+        floor = made.pass_shape[name]
+        assert (floor.count, floor.min, floor.max) == (11, *((1.0, 1.0) if name == "topk_overlap:5" else (0.0, 0.0)))
+    # How far an entropy moves, not how large it is.
+    assert 0 < made.bfloat16_logits["entropy_a"].mean < 1e-2  # type: ignore[operator]
+    only = compared(http, measures=["entropy_b"], noise_floor=True).noise_floor
+    assert only is not None
+    assert (only.pass_shape, only.bfloat16_logits, [*only.absent]) == ({}, {}, ["entropy_b"])
+
+
+def test_the_noise_floor_is_of_the_requests_items_and_temperature(http: httpx.Client) -> None:
+    warm, cold = (compared(http, measures=["js"], noise_floor=True, temperature=t).noise_floor for t in (1.0, 0.05))
+    assert warm is not None
+    assert cold is not None
+    assert cold.bfloat16_logits["js"].max != warm.bfloat16_logits["js"].max
+    for floor in (warm.pass_shape["js"], warm.bfloat16_logits["js"]):
+        assert floor.clustered_stderr is not None
+        assert floor.max_at is not None
+    place = warm.bfloat16_logits["js"].max_at
+    assert place is not None
+    assert ITEMS[place.item]["solution"][place.position] == place.token
+
+
+def test_the_noise_floor_of_delta_logp_has_the_requests_direction(http: httpx.Client) -> None:
+    """It is of the request's A, whichever of the worker's models that is: of B's rows when the order is turned."""
+    of_a, of_b = (
+        compared(http, measures=["delta_logp", "kl_ab"], noise_floor=True, **models).noise_floor
+        for models in ({"a": "base", "b": "tuned"}, {"a": "tuned", "b": "base"})
+    )
+    assert of_a is not None
+    assert of_b is not None
+    assert of_a.bfloat16_logits["delta_logp"] != of_b.bfloat16_logits["delta_logp"]
+
+
 def test_provenance_names_widths_kernel_and_devices(http: httpx.Client) -> None:
     made = compared(http, merge_eos=True).provenance
     assert (made.vocab_size, made.logit_columns) == (7, [7, 7])

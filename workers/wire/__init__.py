@@ -25,7 +25,7 @@ from workers.wire.framing import (
     read_frames,
 )
 from workers.wire.info import Health, ModelInfo, PairInfo
-from workers.wire.jobs import Compare, Generate, Job, SamplingParams, Score, Side, SwitchGenerate, SwitchScore
+from workers.wire.jobs import Compare, Floor, Generate, Job, SamplingParams, Score, Side, SwitchGenerate, SwitchScore
 from workers.wire.specs import DUMP_SIGNAL, ModelSpec, PlacedSpec, Placement, RemoteSpec, WorkerSpec
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "Compare",
     "Done",
     "Failed",
+    "Floor",
     "Frame",
     "Generate",
     "Health",

@@ -7,6 +7,8 @@ from typing import Any, Literal
 import msgspec
 
 Side = Literal["a", "b"]
+#: How a model may differ from itself (`workers.floor`).
+Floor = Literal["pass_shape", "bfloat16_logits"]
 
 
 class SamplingParams(msgspec.Struct, frozen=True):
@@ -51,8 +53,8 @@ class Compare(msgspec.Struct, frozen=True, tag="compare"):
     """Measures of A and B over the same solution. Answer: `Values`..., `Done`.
 
     The two prompts may differ (each model's own chat template); the tokens from `a_start` and `b_start` on must not.
-    Tokens in `merge` count as one, the first of them. With `floor` one model is compared with itself, its logits
-    rounded to bfloat16, over its own ids.
+    Tokens in `merge` count as one, the first of them. With `floor` the model `floor_side` is compared over its own ids
+    with itself: computed in passes of another shape, or with its logits rounded to bfloat16.
     """
 
     a_ids: list[int]
@@ -62,7 +64,8 @@ class Compare(msgspec.Struct, frozen=True, tag="compare"):
     measures: list[str]
     temperature: float = 1.0
     merge: list[int] = []
-    floor: Side | None = None
+    floor: Floor | None = None
+    floor_side: Side = "a"
 
 
 class SwitchGenerate(msgspec.Struct, frozen=True, tag="switch"):

@@ -32,7 +32,9 @@ class DivergenceRequest(Request):
         default=False, description="also give what a summary needs beside the measures, so that one can be made of many"
     )
     noise_floor: bool = Field(
-        default=False, description="also measure how far A is from itself with its logits rounded to bfloat16"
+        default=False,
+        description="also measure how far A is from itself: in forward passes of another shape, and with its logits "
+        "rounded to bfloat16",
     )
     merge_eos: bool = Field(
         default=False, description="count all end-of-sequence tokens of either model as one token before comparing"
@@ -141,14 +143,16 @@ class DivergenceSummary(Response):
 
 
 class NoiseFloor(Response):
-    """How far the measures are from their ideal for reasons of arithmetic alone, in the request's units.
+    """The request's measures between A and A itself, over its items, at its temperature and in its units.
 
-    `pass_shape`: the largest change seen when the worker computed a text of its own in forward passes of other shapes.
-    `bfloat16_logits`: mean and largest value between A and A with its logits rounded to bfloat16, over the items.
+    `pass_shape`: in B's place is A computed in forward passes of 1, 8 and 32 tokens by turns, where else it is as many
+    at once as the worker scores. `bfloat16_logits`: A with its logits rounded to bfloat16. Of `entropy_a` and
+    `top_prob_a`, which are of one row, it is how far they move. `absent`: measures without a floor, and why.
     """
 
-    pass_shape: dict[str, float]
+    pass_shape: dict[str, StatisticsOut]
     bfloat16_logits: dict[str, StatisticsOut]
+    absent: dict[str, str] = {}
 
 
 class ItemDivergence(Response):
