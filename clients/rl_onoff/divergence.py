@@ -53,6 +53,11 @@ class Parameter(NamedTuple):
     def __str__(self) -> str:
         return f"{self.name} ({self.least} <= {self.name} <= {self.most})"
 
+    def wants(self) -> str:
+        """What may be written after the colon, in words."""
+        form = "a whole number" if self.whole else "a decimal such as 2 or 0.5, of six places at most,"
+        return f"{self.name} must be {form} from {self.least} to {self.most}"
+
 
 #: Measures that take a parameter, as in `renyi:0.5`.
 FAMILIES: Final = {
@@ -77,7 +82,7 @@ LN2 = math.log(2.0)
 
 
 def parse(name: str) -> tuple[str, float | None]:
-    """A measure and its parameter. Raises ValueError, with the names and limits, for anything else."""
+    """A measure and its parameter. Raises ValueError, with what is wrong, for anything else."""
     base, _, text = name.partition(":")
     if name in MEASURES:
         return name, None
@@ -85,12 +90,25 @@ def parse(name: str) -> tuple[str, float | None]:
         value = float(text)
         if FAMILIES[base].least <= value <= FAMILIES[base].most:
             return base, value
-    raise ValueError(f"unknown measure {name!r}; known: {spellings((*MEASURES, *FAMILIES))}")
+    known = spellings((*MEASURES, *FAMILIES))
+    raise ValueError(wrong_parameter(name) or f"unknown measure {name!r}; known: {known}")
 
 
 def pattern(family: str) -> str:
     """How a measure of this family is spelled, as a regular expression (its limits apart)."""
     return rf"{family}:[0-9]{{1,4}}" + ("" if FAMILIES[family].whole else r"(\.[0-9]{1,6})?")
+
+
+def wrong_parameter(name: str) -> str | None:
+    """What is wrong with what stands after a family's name; None where no family is named.
+
+    It is quoted only where it is as good as a number: errors hold nothing else that a request may have brought.
+    """
+    base, _, text = name.partition(":")
+    if base not in FAMILIES:
+        return None
+    quoted = f", not {text}" if re.fullmatch(r"[0-9eE.+-]{1,20}", text) else ""
+    return f"{FAMILIES[base].wants()} in {base}:{FAMILIES[base].name}{quoted}"
 
 
 def spellings(names: Iterable[str]) -> str:

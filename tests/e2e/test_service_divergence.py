@@ -138,3 +138,14 @@ def test_provenance_names_widths_kernel_and_devices(http: httpx.Client) -> None:
     assert made.kernel in ("streaming float32", "reference float64")
     assert (made.merge_eos, made.merged_ids) == (True, [5])
     assert len(made.devices) == 2
+
+
+@pytest.mark.parametrize(
+    ("measure", "says"),
+    [("topk_overlap:1001", "from 1 to 1000 in topk_overlap:K, not 1001"), ("renyi:1e-2", "in renyi:ALPHA, not 1e-2")],
+)
+def test_a_wrong_parameter_is_told_with_its_limits(http: httpx.Client, measure: str, says: str) -> None:
+    refused = http.post("/divergence", json={"items": ITEMS, "measures": ["js", measure]})
+    assert refused.status_code == 422
+    assert refused.json()["detail"].startswith("measures.1: ")
+    assert refused.json()["detail"].endswith(says)

@@ -285,7 +285,27 @@ def test_names(name: str, parsed: tuple[str, float | None]) -> None:
     ],
 )
 def test_wrong_names_are_refused_with_the_limits(name: str) -> None:
-    with pytest.raises(ValueError, match=r"renyi:ALPHA \(0.01 <= ALPHA <= 100\).*topk_overlap:K \(1 <= K <= 1000\)"):
+    limits = {
+        "renyi": "ALPHA must be a decimal .* from 0.01 to 100 in renyi:ALPHA",
+        "topk_overlap": "K must be a whole number from 1 to 1000 in topk_overlap:K",
+    }
+    every = r"renyi:ALPHA \(0.01 <= ALPHA <= 100\).*topk_overlap:K \(1 <= K <= 1000\)"
+    with pytest.raises(ValueError, match=limits.get(name.partition(":")[0], every)):
+        divergence.parse(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("topk_overlap:1001", "from 1 to 1000 in topk_overlap:K, not 1001$"),
+        ("renyi:1e-2", "from 0.01 to 100 in renyi:ALPHA, not 1e-2$"),
+        ("renyi", "in renyi:ALPHA$"),
+        ("jsd", "unknown measure 'jsd'; known: js, "),
+        ("renyi:my own secret", "in renyi:ALPHA$"),
+    ],
+)
+def test_a_wrong_name_is_told_with_what_is_wrong_with_it(name: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
         divergence.parse(name)
 
 

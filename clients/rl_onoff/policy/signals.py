@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 from pydantic import Field, GetCoreSchemaHandler
 from pydantic_core import core_schema
 
-from rl_onoff.divergence import FAMILIES, parse, pattern, spellings
+from rl_onoff.divergence import FAMILIES, parse, pattern, spellings, wrong_parameter
 from rl_onoff.divergence import MEASURES as ROW_MEASURES
 
 #: Signals of the tokens the two models would emit, beside the measures of their rows.
@@ -22,10 +22,11 @@ class OneOf:
     names: tuple[str, ...]
 
     def __call__(self, name: str) -> str:
-        """The name, if it is allowed; the message of the ValueError holds what is, but no input."""
+        """The name, if it is allowed; the message of the ValueError holds what is, but no input, numbers apart."""
         if self.allows(name):
             return name
-        raise ValueError(f"should be one of {spellings(self.names)}")
+        wrong = wrong_parameter(name) if name.partition(":")[0] in self.names else None
+        raise ValueError(wrong or f"should be one of {spellings(self.names)}")
 
     def allows(self, name: str) -> bool:
         if name in self.names:
