@@ -12,7 +12,19 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperGroup
 
-from rl_onoff.cli import attribute, check_pair, demo, distributions, divergence, report, sample, serve, sweep, switch
+from rl_onoff.cli import (
+    attribute,
+    bounds,
+    check_pair,
+    demo,
+    distributions,
+    divergence,
+    report,
+    sample,
+    serve,
+    sweep,
+    switch,
+)
 from rl_onoff.cli.console import messages
 from rl_onoff.cli.output import UNWRITABLE, written
 from rl_onoff.errors import OnOffError, OutputError, RequestError, RunError, RunLocked
@@ -74,6 +86,7 @@ app.command()(demo.demo)
 app.command()(sample.sample)
 app.command()(distributions.distributions)
 app.command()(divergence.divergence)
+app.command()(bounds.bounds)
 app.command()(switch.switch)
 app.command()(sweep.sweep)
 app.command()(report.report)

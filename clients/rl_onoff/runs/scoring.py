@@ -102,4 +102,4 @@ class Distributions(Task):
             prompt_mode=self.prompt_mode,
             merge_eos=self.merge_eos,
         )
-        return [result_of(row, 0) | answer.items[0].model_dump()]
+        return [result_of(row, 0) | answer.items[0].model_dump() | {"vocab_size": answer.vocab_size}]
