@@ -186,8 +186,10 @@ class Known:
 
     @cached_property
     def _ratios(self) -> list[tuple[float, float]]:
-        """Ratios q/p to try, at p's own ids and at q's: found as if all of one row were at its least, or its most."""
-        return [_even(self._p, self._q, at) for at in (("least", "most"), ("most", "least"))]
+        """Ratios q/p to try, at p's own ids and at q's: the largest and the least there may be, and 1 in between."""
+        most, least = (_even(self._p, self._q, at) for at in (("least", "most"), ("most", "least")))
+        below, above = (min(1.0, most[0]), min(1.0, most[1])), (max(1.0, least[0]), max(1.0, least[1]))
+        return list(dict.fromkeys([most, least, below, above]))
 
 
 class _Plane(NamedTuple):
