@@ -8,9 +8,7 @@ from app.services.text import Codec
 from rl_onoff import statistics
 from rl_onoff.schemas import DivergenceSummary
 from rl_onoff.schemas.divergence import TokenPlace
-from rl_onoff.summary_out import divergence_summary, plain
-
-__all__ = ["NEEDED", "plain", "summarised"]
+from rl_onoff.summary_out import divergence_summary
 
 #: Columns a summary needs beside what was asked for, as measures of the request's A and B.
 NEEDED = ("top_prob_a", "rank_of_b_in_a")

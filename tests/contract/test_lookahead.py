@@ -7,8 +7,10 @@ round a pass of one token otherwise than one of many, is the business of each ba
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import random
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -26,6 +28,7 @@ from workers.wire import Done, ModelSpec, SamplingParams, SwitchGenerate, Tokens
 
 Folders = dict[str, tuple[Path, Path]]
 Run = tuple[list[int], str, list[float], str | None]
+FINEST = next(iter(BACKEND.EXACT))
 
 
 @asynccontextmanager
@@ -56,8 +59,25 @@ async def typical_divergences(pair: Pair) -> list[float]:
     return sorted((await run(pair, job))[2])
 
 
-def cases(pair: Pair, levels: list[float], count: int, seed: int) -> list[SwitchGenerate]:
-    """Random requests: every kind of policy, thresholds at the levels this pair has and at both ends."""
+#: Thresholds that part the tokens of random models, in which nearly every token is as good as any.
+OF_SIGNALS: list[dict[str, Any]] = [
+    {"kind": "entropy", "on": 4.3},
+    {"kind": "top_prob", "on": 0.03},
+    {"kind": "rank", "on": 20},
+    {"kind": "delta_logp", "of": "a", "on": 0.0},
+    {"kind": "delta_logp", "of": "b", "on": 0.3, "off": 0.0},
+    {"kind": "target_floor", "on": 0.009},
+    {"kind": "typical", "on": 0.5, "delta": 0.6},
+    {"kind": "divergence", "measure": "kl_ba", "on": 0.2, "off": 0.1},
+    {"kind": "divergence", "measure": "renyi:0.5", "on": 0.1},
+    {"kind": "divergence", "measure": "tv", "on": 0.3},
+]
+
+
+def cases(
+    pair: Pair, levels: list[float], count: int, seed: int, policies: list[dict[str, Any]] | None = None
+) -> list[SwitchGenerate]:
+    """Random requests, of these policies by turns or with thresholds of divergence at the levels this pair has."""
     rng = random.Random(seed)
 
     def level(*quantiles: float) -> float:
@@ -96,13 +116,13 @@ def cases(pair: Pair, levels: list[float], count: int, seed: int) -> list[Switch
             [rng.randrange(2, vocab_size) for _ in range(rng.randrange(1, 40))],
             rng.randrange(1, 50),
             sampling(),
-            policy(),
+            policies[i % len(policies)] if policies else policy(),
             measures=["js"],
             ignore_eos=rng.random() < 0.5,
             lookahead=rng.choice([None, 1, 2, 3, 5, 8, 16]),
             swapped=rng.random() < 0.2,
         )
-        for _ in range(count)
+        for i in range(count)
     ]
 
 
@@ -136,6 +156,42 @@ async def test_lookahead_equals_lock_step(architecture: str, dtype: str, folders
         jobs = cases(pair, await typical_divergences(pair), 24, seed=len(architecture))
         assert {job.policy["kind"] for job in jobs} >= {"divergence", "random"}
         await equal(pair, jobs, BACKEND.EXACT[dtype])
+
+
+async def test_whatever_signal_a_policy_reads(folders: Folders) -> None:
+    async with loaded(folders["llama"], FINEST, sequences=16) as pair:
+        jobs = cases(pair, [], 30, 11, OF_SIGNALS)
+        jobs = [msgspec.structs.replace(job, max_tokens=30, ignore_eos=True) for job in jobs]
+        leads = [(await run(pair, job))[1] for job in jobs[: len(OF_SIGNALS)]]
+        assert sum(len({*lead}) == 2 for lead in leads) > len(leads) // 2  # they do switch
+        await equal(pair, jobs, BACKEND.EXACT[FINEST])
+
+
+async def test_models_that_end_at_tokens_of_their_own(folders: Folders, tmp_path: Path) -> None:
+    a, b = folders["llama"]
+    own = shutil.copytree(b, tmp_path / "b")
+    for name in ("config.json", "generation_config.json"):
+        settings = json.loads((own / name).read_text())
+        (own / name).write_text(json.dumps(settings | {"eos_token_id": [7, 9, 20, 33]}))
+    rng = random.Random(1)
+    policies = [{"kind": "always_a"}, {"kind": "always_b"}, {"kind": "random", "rate": 0.5}]
+    async with loaded((a, own), FINEST, sequences=8) as pair:
+        assert set(pair.info.b.eos_ids) - set(pair.info.a.eos_ids) >= {7, 9, 20, 33}
+        jobs = [
+            SwitchGenerate(
+                [rng.randrange(2, 90)],
+                rng.choice([1, 5, 60]),
+                SamplingParams(seed=i),
+                policies[i % 3],
+                measures=["js"],
+                swapped=i % 4 == 0,
+                lookahead=rng.choice([None, 1, 4, 16]),
+            )
+            for i in range(24)
+        ]
+        reasons = [(await run(pair, job))[3] for job in jobs]
+        assert {*reasons} == {"stop", "length"}
+        await equal(pair, jobs, BACKEND.EXACT[FINEST])
 
 
 async def test_usage_counts_what_was_drafted_and_kept(folders: Folders) -> None:
