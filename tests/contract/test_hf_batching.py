@@ -146,3 +146,25 @@ async def test_items_of_about_one_length_share_a_pass(
         alone = await states(ids)
         assert hidden.shape == alone.shape == (len(ids) - 1, alone.shape[1])
         assert torch.allclose(hidden, alone, atol=1e-5)
+
+
+async def test_rows_normalised_together_are_those_normalised_alone(llama: Case) -> None:
+    model: Any = llama.pair.a
+    future = asyncio.get_running_loop().create_future
+    calls = [
+        RowsCall(model, Slot(i), llama.prompt(20, seed=i), start, False, future())
+        for i, start in enumerate((20, 17, 19))
+    ]
+
+    def rows(joins: bool) -> list[torch.Tensor]:
+        model.joins = joins
+        for call in calls:
+            call.slot.ids = []
+            model.shape(call)
+        found: list[torch.Tensor] = model.forward(calls)
+        return found
+
+    alone, together = [await model.engine.compute(rows, joins) for joins in (False, True)]
+    for call, one, other in zip(calls, alone, together, strict=True):
+        assert one.shape == other.shape == (call.wanted, llama.vocab_size)
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)

@@ -53,6 +53,8 @@ class HFModel:
         self._places = asyncio.Semaphore(cache.slots)
         self._clock = itertools.count()
         self.pass_tokens = PASS_TOKENS.get(cache.device.type, PREFILL_CHUNK)
+        #: Whether rows of a pass are normalised together: on a GPU each kernel's launch costs more than the copy.
+        self.joins = cache.device.type == "cuda"
         self._last_used: dict[int, int] = {}
 
     @asynccontextmanager
@@ -113,6 +115,8 @@ class HFModel:
         except Exception:
             self._cache.forget(slots)
             raise
+        if self.joins and not any(call.logits or isinstance(call, HiddenCall) for call in calls):
+            return list(self._rows(torch.cat(logits), False).split([len(rows) for rows in logits]))
         return [
             row if isinstance(call, HiddenCall) else self._rows(row, call.logits)
             for row, call in zip(logits, calls, strict=True)
