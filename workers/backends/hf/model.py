@@ -116,7 +116,7 @@ class HFModel:
             self._cache.forget(slots)
             raise
         if self.joins and not any(call.logits or isinstance(call, HiddenCall) for call in calls):
-            return list(self._rows(torch.cat(logits), False).split([len(rows) for rows in logits]))
+            return list(torch.split_with_sizes(self._rows(torch.cat(logits), False), [len(rows) for rows in logits]))
         return [
             row if isinstance(call, HiddenCall) else self._rows(row, call.logits)
             for row, call in zip(logits, calls, strict=True)
