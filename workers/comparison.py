@@ -28,6 +28,7 @@ _COLUMNS: Final = {
     "kl_ba": sweeps.KL_BA,
     "tv": sweeps.TV,
     "hellinger": sweeps.HELLINGER,
+    "delta_logp": sweeps.DELTA,
     "entropy_a": sweeps.ENTROPY_A,
     "entropy_b": sweeps.ENTROPY_B,
     "top_prob_a": sweeps.TOP_A,
@@ -131,8 +132,6 @@ class Plan(NamedTuple):
                 columns[name] = overlaps(int(value))
             elif base == "top1_agree":
                 columns[name] = _agreement(out)
-            elif base == "delta_logp":
-                columns[name] = _difference(out)
             else:
                 columns[name] = out[:, _COLUMNS[base]].copy()
         return Compared(columns, out[:, sweeps.TOKEN_A].copy(), out[:, sweeps.TOKEN_B].copy(), _agreement(out))
@@ -197,14 +196,6 @@ def compare(
 def _agreement(out: Column) -> Column:
     agree: Column = (out[:, sweeps.BEST_A] == out[:, sweeps.BEST_B]).astype(np.float64)
     return agree
-
-
-def _difference(out: Column) -> Column:
-    """log q - log p of the scored token; 0 where neither model can emit it."""
-    a, b = out[:, sweeps.TOKEN_A], out[:, sweeps.TOKEN_B]
-    neither = np.isneginf(a) & np.isneginf(b)
-    gap: Column = np.where(neither, 0.0, b) - np.where(neither, 0.0, a)
-    return gap
 
 
 def _renyi(p: Rows, q: Rows, size: int, scale: float, alpha: float) -> Column:

@@ -170,7 +170,11 @@ def _compare(
     out[:, [sweeps.RANK_OF_B, sweeps.RANK_OF_A]] = 1.0 + total[:, [loops.AHEAD_OF_B, loops.AHEAD_OF_A]]
     tokens = torch.cat([a.gather(1, ids), b.gather(1, ids)], 1).double()
     logp = scale * (tokens - wide) - log_z
-    out[:, [sweeps.TOKEN_A, sweeps.TOKEN_B]] = torch.where(tokens > loops.NOTHING.value, logp, -math.inf)
+    possible = tokens > loops.NOTHING.value
+    out[:, [sweeps.TOKEN_A, sweeps.TOKEN_B]] = torch.where(possible, logp, -math.inf)
+    finite = scale * (tokens[:, 1] - tokens[:, 0]) + apart[:, 0]
+    infinite = torch.where(possible[:, 0], -math.inf, math.inf)
+    out[:, sweeps.DELTA] = torch.where(possible.all(1), finite, torch.where(possible.any(1), infinite, 0.0))
     wrong: torch.Tensor = odd | (top <= loops.NOTHING.value).any(1)
     return wrong
 

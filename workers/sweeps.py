@@ -22,7 +22,7 @@ _KEPT = 56
 
 # Columns of what `compare_rows` writes.
 (JS, KL_AB, KL_BA, TV, ENTROPY_A, ENTROPY_B, HELLINGER, TOP_A, TOP_B, BEST_A, BEST_B) = range(11)
-(RANK_OF_B, RANK_OF_A, TOKEN_A, TOKEN_B, FIRST_RENYI) = range(11, 16)
+(RANK_OF_B, RANK_OF_A, TOKEN_A, TOKEN_B, DELTA, FIRST_RENYI) = range(11, 17)
 
 
 @njit(fastmath=FAST, error_model="numpy")
@@ -142,6 +142,10 @@ def _compare_rows(a, b, size, scale, token_ids, plan, orders, out):  # type: ign
         token_p, token_q = raw(row_a[token_ids[t]]), raw(row_b[token_ids[t]])
         found[TOKEN_A] = factor * (np.float64(token_p) - top_p) - zp if token_p > NOTHING else -math.inf
         found[TOKEN_B] = factor * (np.float64(token_q) - top_q) - zq if token_q > NOTHING else -math.inf
+        if token_p > NOTHING and token_q > NOTHING:
+            found[DELTA] = factor * (np.float64(token_q) - token_p) + exact_dz
+        else:  # 0 where neither model can emit it
+            found[DELTA] = -math.inf if token_p > NOTHING else math.inf if token_q > NOTHING else 0.0
         # The likeliest tokens apart, in float64: where they are nearly all, so is their error.
         likeliest = np.array([best_p, best_q])[: 1 if best_p == best_q else 2]
         la, lb, apart = np.empty(likeliest.size), np.empty(likeliest.size), np.empty(likeliest.size)

@@ -182,6 +182,8 @@ async def _floor(
 def _moved(item: ItemColumns, names: list[str]) -> ItemColumns:
     found = item.measures
     moves = {name: np.abs(found[_OF_A_ALONE[name]] - found[name]) for name in names if name in _OF_A_ALONE}
+    if "delta_logp" in names:
+        moves["delta_logp"] = np.abs(found["delta_logp"])  # its sign means nothing here, and its mean would be of both
     return replace(item, measures={name: found[name] for name in names} | moves)
 
 

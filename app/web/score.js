@@ -116,7 +116,7 @@ export class Score {
     this.view.revalue(measure, nats ? values.map((value) => (value === null ? null : value * Math.LN2)) : values);
     const { measures, top1_agreement, perplexity, positions } = this.response.items[0].summary;
     const found = measures[measure];
-    const below = (100 * values.filter((value) => value === -Infinity).length) / positions;
+    const below = (100 * found.negative_infinite) / found.count;
     /** @param {string} p of an infinite percentile the sign is told by the share of -inf */
     const cut = (p) => number(found.percentiles[p] ?? (below >= Number(p) ? -Infinity : null));
     const unit = /^(js|kl_|entropy|delta_logp|renyi)/.test(measure) ? ` ${this.body.units}` : '';

@@ -33,6 +33,7 @@ class Statistics:
 
     count: int
     infinite: int
+    negative_infinite: int  # of these
     mean: float
     stderr: float
     std: float
@@ -95,6 +96,7 @@ class Values:
         return Statistics(
             count=self.count,
             infinite=self.count - n,
+            negative_infinite=self._infinite[-math.inf],
             mean=float(self._finite.mean[0]) if n else self._infinity(),
             stderr=std / math.sqrt(n) if n else math.nan,
             std=std,
@@ -207,11 +209,13 @@ class TokenLogprobs:
         if not math.isfinite(value) or not np.isfinite(means[columns]).all():
             return math.nan, None
         slopes = np.array([*gradient.values()])
+        size = float(np.abs(slopes).max())  # a perplexity that is still a number may have no square
 
         def error(covariance: Array | None) -> float | None:
             if covariance is None:
                 return None
-            return math.sqrt(max(0.0, float(slopes @ covariance[np.ix_(columns, columns)] @ slopes)))
+            part = slopes / size
+            return size * math.sqrt(max(0.0, float(part @ covariance[np.ix_(columns, columns)] @ part)))
 
         plain = error(self._moments.covariance())
         return math.nan if plain is None else plain, error(self._moments.clustered())

@@ -103,6 +103,7 @@ def test_every_measure_has_a_floor_or_a_reason(http: httpx.Client) -> None:
         assert (floor.count, floor.min, floor.max) == (11, *((1.0, 1.0) if name == "topk_overlap:5" else (0.0, 0.0)))
     # How far an entropy moves, not how large it is.
     assert 0 < made.bfloat16_logits["entropy_a"].mean < 1e-2  # type: ignore[operator]
+    assert made.bfloat16_logits["delta_logp"].min >= 0  # type: ignore[operator]
     only = compared(http, measures=["entropy_b"], noise_floor=True).noise_floor
     assert only is not None
     assert (only.pass_shape, only.bfloat16_logits, [*only.absent]) == ({}, {}, ["entropy_b"])

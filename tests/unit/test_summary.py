@@ -212,3 +212,17 @@ def test_models_that_each_exclude_what_the_other_allows_have_no_ratio() -> None:
     apart = perplexities(np.array([-1.0, -np.inf]), np.array([-np.inf, -1.0]))
     assert (apart.a, apart.b) == (math.inf, math.inf)
     assert math.isnan(apart.ratio)
+
+
+def test_errors_of_perplexities_that_have_no_square() -> None:
+    """exp(600) is a number; its square is none, and needs not be."""
+    logps = np.array([-590.0, -610.0, -600.0, -600.0])
+    found = perplexities(logps, np.array([-1.0, -2.0, -3.0, -2.0]))
+    assert found.a == pytest.approx(math.exp(600))
+    assert found.a_stderr == pytest.approx(math.exp(600) * logps.std(ddof=1) / 2)
+    assert math.isfinite(found.difference_stderr)
+
+
+def test_negative_infinities_are_counted() -> None:
+    found = statistics([1.0, -math.inf, math.inf, -math.inf, 2.0])
+    assert (found.infinite, found.negative_infinite) == (3, 2)

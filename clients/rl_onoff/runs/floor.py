@@ -43,7 +43,7 @@ class _Pooled:
 
     def __init__(self) -> None:
         self._moments = Moments()
-        self._count = 0
+        self._count = self._negative = 0
         self._min, self._max = math.inf, -math.inf
         self._max_at: dict[str, Any] | None = None
 
@@ -53,6 +53,7 @@ class _Pooled:
             scatter = (found["std"] or 0.0) ** 2 * (finite - 1)
             self._moments.add_sums(finite, np.array([found["mean"]]), np.array([[scatter]]))
         self._count += found["count"]
+        self._negative += found.get("negative_infinite", 0)
         least, most = (math.inf if found[name] is None else found[name] for name in ("min", "max"))
         if found["min"] is None and finite:  # there are finite values, and an infinite one is less than all
             least = -math.inf
@@ -66,6 +67,7 @@ class _Pooled:
         return {
             "count": self._count,
             "infinite": self._count - moments.count,
+            "negative_infinite": self._negative,
             "mean": float(moments.mean[0]) if moments.count else None,
             "stderr": None if plain is None else math.sqrt(plain[0, 0]),
             "std": None if plain is None else math.sqrt(moments.variance[0]),

@@ -52,11 +52,13 @@ class DivergenceRequest(Request):
 class StatisticsOut(Response):
     """Moments over the finite values, order statistics over all; null where infinite.
 
-    `stderr` and `std` are null where fewer than two values are finite.
+    `stderr` and `std` are null where fewer than two values are finite. An order statistic that is null is -inf if its
+    share of the values does not exceed that of `negative_infinite`.
     """
 
     count: int
     infinite: int
+    negative_infinite: int = Field(default=0, description="how many of the infinite ones are -inf")
     mean: float | None
     stderr: float | None
     std: float | None
@@ -146,8 +148,9 @@ class NoiseFloor(Response):
     """The request's measures between A and A itself, over its items, at its temperature and in its units.
 
     `pass_shape`: in B's place is A computed in forward passes of 1, 8 and 32 tokens by turns, where else it is as many
-    at once as the worker scores. `bfloat16_logits`: A with its logits rounded to bfloat16. Of `entropy_a` and
-    `top_prob_a`, which are of one row, it is how far they move. `absent`: measures without a floor, and why.
+    at once as the worker scores. `bfloat16_logits`: A with its logits rounded to bfloat16. Of `delta_logp`,
+    whose sign means nothing here, and of `entropy_a` and `top_prob_a`, which are of one row, it is how far they move.
+    `absent`: measures without a floor, and why.
     """
 
     pass_shape: dict[str, StatisticsOut]
