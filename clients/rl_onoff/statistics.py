@@ -21,6 +21,8 @@ Column = npt.NDArray[np.float64]
 
 #: Edges of the buckets of A's confidence, the probability of its most likely token.
 CONFIDENCE_EDGES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
+#: To how much keys of buckets are known: one that is an edge but for rounding belongs above it.
+_TO = 1e-7
 POSITION_EDGES = tuple(i / 10 for i in range(11))
 SHIFTS = ("unshifted", "marginal", "shifted")
 
@@ -188,7 +190,7 @@ class Buckets:
     def add(self, keys: Column, columns: Mapping[str, Column]) -> None:
         """The tokens of one item, `[T]` each."""
         size = self._counts.size
-        found = np.clip(np.searchsorted(self._edges, keys, side="right") - 1, 0, size - 1)
+        found = np.clip(np.searchsorted(self._edges, keys + _TO, side="right") - 1, 0, size - 1)
         self._counts += np.bincount(found, minlength=size)
         for name, column in columns.items():
             finite = np.isfinite(column)

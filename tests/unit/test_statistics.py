@@ -174,3 +174,9 @@ def test_items_of_different_measures_do_not_mix() -> None:
     comparison.add(one)
     with pytest.raises(ValueError, match="measured by js, kl_ab and by js"):
         comparison.add(ItemColumns({"js": one.measures["js"]}, *(getattr(one, n) for n in ItemColumns.__slots__[1:])))
+
+
+def test_a_key_that_is_an_edge_but_for_rounding_belongs_above_it() -> None:
+    buckets = Buckets([0.0, 0.3, 0.5, 1.0])
+    buckets.add(np.array([0.1 + 0.2, 0.3 - 1e-9, 0.5 - 5e-9, 0.4999, 1.0]), {})
+    assert [bucket.count for bucket in buckets.means()] == [0, 3, 2]
