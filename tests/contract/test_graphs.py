@@ -26,7 +26,6 @@ from workers.backends.hf import graphs
 from workers.backends.hf import pair as hf_pair
 from workers.backends.hf.attention import fold_attention
 from workers.backends.hf.slots import Slot, SlotCache
-from workers.wire import ModelSpec, WorkerSpec
 
 Folders = dict[str, tuple[Path, Path]]
 
@@ -224,22 +223,3 @@ def test_the_scope_of_a_model_is_entered_for_what_python_runs_alone(folders: Fol
         cache.forward([Slot(0)], [[7]], [position], [1])
     assert len(entered) == 2  # as it came, and recorded
     assert recorded(cache).replays == 19
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-async def test_on_a_gpu_passes_are_replayed(folders: Folders, dtype: str) -> None:
-    sides = [
-        ModelSpec(name, str(path), device="cuda", dtype=dtype)
-        for name, path in zip("ab", folders["llama"], strict=True)
-    ]
-    pair = load_pair(WorkerSpec("p", "hf", "", *sides, sequences=8))
-    try:
-        assert not [warning for warning in pair.info.warnings if "recorded" in warning]
-        levels = await typical_divergences(pair)
-        if dtype == "float32":
-            await equal(pair, cases(pair, levels, 8, seed=5), 1e-4)
-        assert recorded(pair.a._cache).replays > 20  # type: ignore[attr-defined]
-    finally:
-        await pair.close()
