@@ -23,26 +23,18 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from rl_onoff import divergence
+from rl_onoff.partial_rows import DOUBLE, TINY, Array, Floats, Part, PartialRow, Precision, error
 
-Floats = npt.NDArray[np.floating]
+__all__ = ["BOUNDED", "Bounds", "Known", "Precision", "error", "from_top_k", "from_union", "known_from_top_k"]
+
 Ids = npt.NDArray[np.integer]
-_Array = npt.NDArray[np.float64]
 
-#: How far listed log-probabilities may be from the row's: so many nats, or what arithmetic in this dtype leaves.
-Precision = float | Literal["float64", "float32", "float16", "bfloat16"]
-
-#: What a softmax in float32 is off by, in nats: its sum over 152k columns was seen to move a whole row by 1.4e-5.
-FLOAT32_SOFTMAX: Final = 2e-5
-#: Half a unit in the last place, relative.
-_ROUNDOFF: Final = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-#: More than the float64 arithmetic here is off by: in a log-probability, a sum of probabilities, a sum's terms.
-_DOUBLE: Final = 1e-14
 #: Ratios q/p that are looked at lie in [exp(-60), exp(60)].
 _WIDEST: Final = 60.0
 
@@ -59,40 +51,16 @@ class Bounds:
         return self.lower > threshold or self.upper <= threshold
 
 
-def error(logprobs: Floats, precision: Precision | None = None) -> _Array:
-    """How far each log-probability may be from the row's, in nats: `[n]` -> `[n]`.
-
-    By default as the array's dtype has it, but float32 at least: that is what services compute in, and JSON, which has
-    no dtype, is read as float64. Of float32 and less it is the rounding to this dtype and `FLOAT32_SOFTMAX`.
-    """
-    size = np.abs(np.asarray(logprobs, dtype=np.float64))
-    size = np.where(np.isfinite(size), size, 0.0)
-    own: _Array = _DOUBLE + _ROUNDOFF["float64"] * size
-    if isinstance(precision, int | float):
-        if not 0 <= precision < math.inf:
-            raise ValueError(f"a precision is a number of nats, 0 or more, not {precision}")
-        return own + precision
-    kind = precision or np.asarray(logprobs).dtype.name
-    if precision is None and kind != "float16":
-        kind = "float32"
-    if kind not in _ROUNDOFF:
-        raise ValueError(f"no precision is known of {kind!r}: there are {', '.join(_ROUNDOFF)}, or nats")
-    if kind == "float64":
-        return own
-    stored = 0.0 if kind == "float32" else _ROUNDOFF[kind]
-    return own + FLOAT32_SOFTMAX + (_ROUNDOFF["float32"] + stored) * size
-
-
 def from_union(logp: Floats, logq: Floats, measure: str = "js", *, precision: Precision | None = None) -> Bounds:
     """Bounds from the log-probabilities `[n]` of the same n distinct ids in both rows, each off by `error` at most.
 
     `measure`: js, tv, hellinger, kl_ab, kl_ba. Raises ValueError for others, and for what is no part of a row.
     """
-    p, q = _Part.of(logp, precision), _Part.of(logq, precision)
+    p, q = Part.of(logp, precision), Part.of(logq, precision)
     if p.least.shape != q.least.shape:
         raise ValueError(f"the rows must give the same ids: {p.least.size} and {q.least.size} log-probabilities")
     every = np.arange(p.least.size)
-    return Known(_Row(p, every), _Row(q, every)).bounds(measure)
+    return Known(PartialRow(p, every), PartialRow(q, every)).bounds(measure)
 
 
 def from_top_k(
@@ -110,18 +78,18 @@ def known_from_top_k(
     ids_p: Ids, logp: Floats, ids_q: Ids, logq: Floats, *, precision: Precision | None = None
 ) -> Known:
     """As `from_top_k`, for the bounds of several measures of the same rows."""
-    p, q = _Part.of(logp, precision), _Part.of(logq, precision)
+    p, q = Part.of(logp, precision), Part.of(logq, precision)
     for ids, part in ((ids_p, p), (ids_q, q)):
         if np.shape(ids) != part.least.shape or np.unique(ids).size != part.least.size:
             raise ValueError("ids must be distinct, one for each log-probability")
     _, in_p, in_q = np.intersect1d(ids_p, ids_q, return_indices=True)
-    return Known(_Row(p, in_p), _Row(q, in_q))
+    return Known(PartialRow(p, in_p), PartialRow(q, in_q))
 
 
 class Known:
     """What is known of two rows; made by `known_from_top_k`."""
 
-    def __init__(self, p: _Row, q: _Row) -> None:
+    def __init__(self, p: PartialRow, q: PartialRow) -> None:
         self._p, self._q = p, q
 
     def bounds(self, measure: str) -> Bounds:
@@ -140,9 +108,9 @@ class Known:
     def _highest(self, form: _Form) -> float:
         p, q = self._p, self._q
         both = np.maximum(form.cells(p.both.least, q.both.most), form.cells(p.both.most, q.both.least))
-        apart = [max(0.0, 1.0 + _DOUBLE - float(row.both.least.sum())) for row in (p, q)]
+        apart = [max(0.0, 1.0 + DOUBLE - float(row.both.least.sum())) for row in (p, q)]
         apart_p, apart_q = np.array([apart[0], 0.0]), np.array([0.0, apart[1]])
-        return (1 + _DOUBLE) * float(both.sum() + form.cells(apart_p, apart_q).sum())
+        return (1 + DOUBLE) * float(both.sum() + form.cells(apart_p, apart_q).sum())
 
     def _lowest(self, form: _Form) -> float:
         """By duality: with any plane a p + b q <= f(p, q), over all ids but those that both rows list
@@ -159,18 +127,18 @@ class Known:
         if p.own.least.size == q.own.least.size == 0:
             near = np.clip(q.rest.least, p.rest.least, p.rest.most)
             rest = form.cells(near, np.clip(near, q.rest.least, q.rest.most))
-            return max(0.0, (1 - _DOUBLE) * float(both.sum() + rest.sum()))
+            return max(0.0, (1 - DOUBLE) * float(both.sum() + rest.sum()))
         # A plane by two ratios, at_p <= at_q, lies below f: slopes in p fall with the ratio q/p, slopes in q rise.
         planes = form.planes or [
             _Plane(form.slopes(at_q)[0], form.slopes(at_p)[1], at_p, at_q) for at_p, at_q in self._ratios
         ]
         return max(0.0, *(_sum(both, *self._under(form, plane)) for plane in planes))
 
-    def _under(self, form: _Form, plane: _Plane) -> list[_Array]:
+    def _under(self, form: _Form, plane: _Plane) -> list[Array]:
         """The terms of the lower bound by this plane, but those over ids that both rows list."""
         p, q = self._p, self._q
         own_p = _worst(p.own, q.cap, float(form.cells(*_pair(1.0, plane.at_p))[0]) - plane.b * plane.at_p)
-        q_of = np.minimum(q.cap, plane.at_p * own_p)
+        q_of = np.clip(plane.at_p * own_p, TINY, q.cap)  # 0, and KL infinite, if excluded alone
         own_q = _worst(q.own, p.cap, float(form.cells(*_pair(1.0 / plane.at_q, 1.0))[0]) - plane.a / plane.at_q)
         p_of = np.minimum(p.cap, own_q / plane.at_q)
         rest_p = p.rest.least if plane.a > 0 else p.rest.most
@@ -207,15 +175,15 @@ class _Form(NamedTuple):
     `planes`: all worth trying, where they are few.
     """
 
-    cells: Callable[[_Array, _Array], _Array]
+    cells: Callable[[Array, Array], Array]
     slopes: Callable[[float], tuple[float, float]]
     most: float
     planes: list[_Plane] | None = None
 
 
-def _cells(measure: Callable[[_Array, _Array], _Array], power: int = 1) -> Callable[[_Array, _Array], _Array]:
-    def cells(p: _Array, q: _Array) -> _Array:
-        found: _Array = measure(np.log(p)[:, None], np.log(q)[:, None]) ** power
+def _cells(measure: Callable[[Array, Array], Array], power: int = 1) -> Callable[[Array, Array], Array]:
+    def cells(p: Array, q: Array) -> Array:
+        found: Array = measure(np.log(p)[:, None], np.log(q)[:, None]) ** power
         return found
 
     return cells
@@ -244,43 +212,7 @@ _MEASURES: Final = {
 BOUNDED: Final = (*_MEASURES, "kl_ba")
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """Probabilities `[n]` that lie in [least, most]."""
-
-    least: _Array
-    most: _Array
-
-    @classmethod
-    def of(cls, logprobs: Floats, precision: Precision | None) -> _Part:
-        values = np.asarray(logprobs, dtype=np.float64)
-        if values.ndim != 1 or values.size == 0 or np.isnan(values).any():
-            raise ValueError("expected the log-probabilities of some tokens of one row, [n], without NaN")
-        off = error(logprobs, precision)
-        part = cls(np.exp(values - off), np.minimum(1.0, np.exp(np.minimum(values + off, 0.0))))
-        if part.least.max() > 1 or part.least.sum() > 1 + _DOUBLE:
-            raise ValueError("a row's probabilities sum to more than 1, by more than the precision allows")
-        return part
-
-    def at(self, places: Ids) -> _Part:
-        return _Part(self.least[places], self.most[places])
-
-
-class _Row:
-    """A row's listed ids: those at `shared`, in the other's order, which `both` rows list, and its `own`.
-
-    `rest` is the mass of what it does not list, `cap` the most that one of these may have.
-    """
-
-    def __init__(self, listed: _Part, shared: Ids) -> None:
-        self.both = listed.at(shared)
-        self.own = _Part(np.delete(listed.least, shared), np.delete(listed.most, shared))
-        least, most = (max(0.0, 1.0 - float(part.sum())) for part in (listed.most, listed.least))
-        self.rest = _Part(np.array([max(0.0, least - _DOUBLE)]), np.array([min(1.0, most + _DOUBLE)]))
-        self.cap = min(float(listed.most.min()), float(self.rest.most[0]))
-
-
-def _even(p: _Row, q: _Row, at: tuple[str, str]) -> tuple[float, float]:
+def _even(p: PartialRow, q: PartialRow, at: tuple[str, str]) -> tuple[float, float]:
     """The ratios q/p, at p's own ids and at q's, when all that no cap holds are alike, and that of the rests too.
 
     Where the rests hold too little for that, what there is of each is spread over the other row's own ids.
@@ -309,7 +241,7 @@ def _root(rising: Callable[[float], float], low: float = -_WIDEST, high: float =
     return (low + high) / 2
 
 
-def _worst(own: _Part, cap: float, slope: float) -> _Array:
+def _worst(own: Part, cap: float, slope: float) -> Array:
     """The probabilities of a row's own ids at which the other's best answer costs least.
 
     That cost is convex: it has this slope up to where the other is at its cap, and is least at the cap if it falls.
@@ -317,12 +249,12 @@ def _worst(own: _Part, cap: float, slope: float) -> _Array:
     return own.least if slope >= 0 else np.clip(cap, own.least, own.most)
 
 
-def _pair(p: float, q: float) -> tuple[_Array, _Array]:
+def _pair(p: float, q: float) -> tuple[Array, Array]:
     return np.array([p]), np.array([q])
 
 
-def _sum(*terms: _Array) -> float:
+def _sum(*terms: Array) -> float:
     """The sum, less what rounding may have added to it."""
     every = np.concatenate(terms)
     total = float(every.sum())
-    return total if math.isinf(total) else total - _DOUBLE * (1 + float(np.abs(every).sum()))
+    return total if math.isinf(total) else total - DOUBLE * (1 + float(np.abs(every).sum()))

@@ -61,7 +61,8 @@ def top(row: np.ndarray, k: int) -> np.ndarray:
 def check(p: np.ndarray, q: np.ndarray, k_p: int, k_q: int, stored: str) -> None:
     """Both kinds of bounds hold of all measures, but for what float64 does to the truth itself."""
     cast, precision = STORED[stored]
-    known_p, known_q = cast(p), cast(q)
+    with np.errstate(over="ignore"):  # what float16 cannot hold is -inf in it
+        known_p, known_q = cast(p), cast(q)
     top_p, top_q = top(known_p, k_p), top(known_q, k_q)
     union = np.union1d(top_p, top_q)
     for name, measure in TRUTH.items():
@@ -104,6 +105,59 @@ def test_the_truth_lies_between_where_tokens_are_excluded(seed: int, vocab_size:
         rows.append(normalised(logits))
     ks = data.draw(st.tuples(st.integers(1, vocab_size), st.integers(1, vocab_size)))
     check(rows[0], rows[1], *ks, data.draw(st.sampled_from(sorted(STORED))))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 12), st.sampled_from([600.0, 800.0, 1e4, 1e5, 1e30]), st.data())
+@settings(max_examples=300, deadline=None)
+def test_the_truth_lies_between_where_tokens_are_masked(
+    seed: int, vocab_size: int, mask: float, data: st.DataObject
+) -> None:
+    """By a finite number, as by a low temperature: less likely than float64 can tell, but no token is excluded."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for kept in (0, vocab_size - 1):
+        masked = rng.random(vocab_size) < 0.6
+        masked[kept] = False
+        depth = mask * rng.choice([0.9, 1.0, 1.1, 1.2], vocab_size)
+        rows.append(normalised(np.where(masked, -depth, rng.normal(0, 2, vocab_size))))
+    ks = data.draw(st.tuples(st.integers(1, vocab_size), st.integers(1, vocab_size)))
+    check(rows[0], rows[1], *ks, data.draw(st.sampled_from(sorted(STORED))))
+
+
+@pytest.mark.parametrize(
+    ("p", "q"),
+    [
+        ([math.log(0.5), math.log(0.5)], [0.0, -1e4]),
+        ([0.0, -700.0, -720.0], [0.0, -760.0, -800.0]),
+        ([0.0, -744.0], [0.0, -745.2]),
+    ],
+)
+def test_what_underflows_is_not_excluded(p: list[float], q: list[float]) -> None:
+    logp, logq = np.array(p), np.array(q)
+    truth = float(divergence.kl(logp, logq))
+    assert math.isfinite(truth)
+    assert from_union(logp, logq, "kl_ab", precision="float64").lower <= truth
+    assert from_union(logq, logp, "kl_ba", precision="float64").lower <= truth
+
+
+def test_an_own_id_that_is_next_to_nothing_is_not_excluded_by_the_other_row() -> None:
+    """The other's best answer, a share of it, underflows."""
+    p, q = normalised(np.array([0.0, -1.0, -705.0])), normalised(np.array([-60.0, -0.1, -760.0]))
+    bounds = from_top_k(np.arange(3), p, np.arange(2), q[:2], "kl_ab", precision="float64")
+    assert bounds.lower == pytest.approx(float(divergence.kl(p, q)), rel=1e-9)
+    check(p, q, 3, 2, "float64")
+
+
+def test_only_minus_infinity_excludes_and_not_in_float16() -> None:
+    """A float16 is -inf from -65520 on."""
+    half, excluded = np.log([0.5, 0.5]), np.array([0.0, -np.inf])
+    for precision in (None, "float64", "float32", "bfloat16", 0.01):
+        assert from_union(half, excluded, "kl_ab", precision=precision).lower == math.inf  # type: ignore[arg-type]
+    with np.errstate(over="ignore"):
+        masked = np.array([0.0, -1e5]).astype(np.float16)
+    assert np.isneginf(masked[1])
+    for bounds in (from_union(half, masked, "kl_ab"), from_union(half, excluded, "kl_ab", precision="float16")):
+        assert 300 < bounds.lower < float(divergence.kl(half, np.array([0.0, -1e5])))
 
 
 @pytest.mark.parametrize("stored", sorted(STORED))
