@@ -10,7 +10,8 @@ import typer
 from rl_onoff.cli import dataset
 from rl_onoff.cli.console import URL, ApiKey, Url
 from rl_onoff.data import Columns, Prompting
-from rl_onoff.runs import Distributions, Task, summarise
+from rl_onoff.runs import Distributions, Task
+from rl_onoff.runs.scoring import summarise_distributions
 from rl_onoff.runs.shards import Format, FullRows
 from rl_onoff.schemas import PromptMode, RowDtype, RowKind
 
@@ -109,4 +110,4 @@ def distributions(
         wait,
         as_json,
     )
-    job.run(url, api_key, summarise, shards=shards)
+    job.run(url, api_key, summarise_distributions, shards=shards)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from rl_onoff.client import AsyncClient
 from rl_onoff.data import Row
+from rl_onoff.runs.summary import summarise
 from rl_onoff.runs.tasks import Record, Task, result_of
+from rl_onoff.runs.tokens import _Origins
 from rl_onoff.schemas import PromptMode, RowKind
+from rl_onoff.schemas.distributions import RowsProvenance
+
+#: The provenance of rows that do not tell it.
+UNTOLD: Final[Mapping[str, None]] = dict.fromkeys(RowsProvenance.model_fields)
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Divergence(Task):
             "units": self.units,
             "temperature": self.temperature,
             "prompt_mode": self.prompt_mode,
-        } | {name: True for name in ("noise_floor", "merge_eos") if getattr(self, name)}
+        } | self.changed("noise_floor", "merge_eos")
 
     async def work(self, client: AsyncClient, row: Row, missing: Collection[int]) -> list[Record]:
         answer = await client.divergence(
@@ -67,7 +73,10 @@ class Divergence(Task):
 
 @dataclass(frozen=True)
 class Distributions(Task):
-    """The `top_k` most likely tokens of one model after every token of the given solutions."""
+    """The `top_k` most likely tokens of one model after every token of the given solutions.
+
+    A result is `ItemDistributions` with the answer's `vocab_size` and its `provenance`.
+    """
 
     model: str = ""
     top_k: int = 10
@@ -88,9 +97,7 @@ class Distributions(Task):
             "top_k": self.top_k,
             "kind": self.kind,
             "temperature": self.temperature,
-            "prompt_mode": self.prompt_mode,
-            "merge_eos": self.merge_eos,
-        }
+        } | self.changed("prompt_mode", "merge_eos")
 
     async def work(self, client: AsyncClient, row: Row, missing: Collection[int]) -> list[Record]:
         answer = await client.distributions(
@@ -102,4 +109,27 @@ class Distributions(Task):
             prompt_mode=self.prompt_mode,
             merge_eos=self.merge_eos,
         )
-        return [result_of(row, 0) | answer.items[0].model_dump() | {"vocab_size": answer.vocab_size}]
+        record = result_of(row, 0) | answer.items[0].model_dump() | {"vocab_size": answer.vocab_size}
+        if answer.provenance is not None:
+            record["provenance"] = answer.provenance.model_dump()
+        return [record]
+
+
+def summarise_distributions(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The counts of `runs.summary.summarise`, and where results came from: of rows in shards the shards tell that.
+
+    `provenance` is null where results differ in it; then `provenances` has each, with its number of `results`. Its
+    fields are null of results that do not tell it, as those of older runs.
+    """
+    origins, results = _Origins(), 0
+
+    def told() -> Iterator[Mapping[str, Any]]:
+        nonlocal results
+        for record in records:
+            if "error" not in record and "shard" not in record:
+                origins.add({**UNTOLD, **record.get("provenance", {})})
+                results += 1
+            yield record
+
+    summary = summarise(told())
+    return summary | origins.summary() if results else summary

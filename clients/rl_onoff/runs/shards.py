@@ -63,9 +63,7 @@ class FullRows(Task):
             "temperature": self.temperature,
             "dtype": self.dtype,
             "format": self.format,
-            "prompt_mode": self.prompt_mode,
-            "merge_eos": self.merge_eos,
-        }
+        } | self.changed("prompt_mode", "merge_eos")
 
     async def work(self, client: AsyncClient, row: Row, missing: Collection[int]) -> list[Record]:
         (rows,) = await client.distributions(

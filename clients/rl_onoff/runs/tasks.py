@@ -41,6 +41,10 @@ class Task(ABC):
     def settings(self) -> dict[str, Any]:
         """What decides the results, for the manifest."""
 
+    def changed(self, *names: str) -> dict[str, Any]:
+        """Those of these settings that are not their default: runs from before such a setting have none."""
+        return {name: value for name in names if (value := getattr(self, name)) != getattr(type(self), name)}
+
     def samples_of(self, row: Row) -> Collection[int]:
         """The numbers of a row's results."""
         return range(self.samples)
