@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from rl_onoff.kinds import parse_policy
 from tests.contract.conftest import BACKEND
 from workers.backends import load_pair
 from workers.backends.base import Pair
@@ -59,19 +60,29 @@ async def typical_divergences(pair: Pair) -> list[float]:
     return sorted((await run(pair, job))[2])
 
 
-#: Thresholds that part the tokens of random models, in which nearly every token is as good as any.
+#: Their thresholds are set to the median of what the pair shows (`parting`).
 OF_SIGNALS: list[dict[str, Any]] = [
-    {"kind": "entropy", "on": 4.3},
-    {"kind": "top_prob", "on": 0.03},
-    {"kind": "rank", "on": 20},
-    {"kind": "delta_logp", "of": "a", "on": 0.0},
-    {"kind": "delta_logp", "of": "b", "on": 0.3, "off": 0.0},
-    {"kind": "target_floor", "on": 0.009},
-    {"kind": "typical", "on": 0.5, "delta": 0.6},
-    {"kind": "divergence", "measure": "kl_ba", "on": 0.2, "off": 0.1},
-    {"kind": "divergence", "measure": "renyi:0.5", "on": 0.1},
-    {"kind": "divergence", "measure": "tv", "on": 0.3},
+    {"kind": "entropy"},
+    {"kind": "top_prob"},
+    {"kind": "rank"},
+    {"kind": "delta_logp", "of": "a"},
+    {"kind": "delta_logp", "of": "b", "min_dwell": 2},
+    {"kind": "target_floor"},
+    {"kind": "typical", "delta": 0.95},
+    {"kind": "divergence", "measure": "kl_ba"},
+    {"kind": "divergence", "measure": "renyi:0.5"},
+    {"kind": "divergence", "measure": "tv", "max_b_fraction": 0.5},
 ]
+
+
+async def parting(pair: Pair, policy: dict[str, Any]) -> dict[str, Any]:
+    """The policy with a threshold that about half of the tokens exceed."""
+    watched = parse_policy(policy | {"on": 1.0}).watched
+    job = SwitchGenerate([5, 6, 7], 60, SamplingParams(seed=1), {"kind": "always_a"}, measures=[watched])
+    frames = [frame async for frame in answer(pair, msgspec.structs.replace(job, ignore_eos=True))]
+    values = [value for frame in frames if isinstance(frame, Tokens) for value in frame.values[watched]]
+    sign = -1.0 if watched == "delta_logp_a" else 1.0
+    return policy | {"on": sign * float(np.median(values))}
 
 
 def cases(
@@ -160,7 +171,7 @@ async def test_lookahead_equals_lock_step(architecture: str, dtype: str, folders
 
 async def test_whatever_signal_a_policy_reads(folders: Folders) -> None:
     async with loaded(folders["llama"], FINEST, sequences=16) as pair:
-        jobs = cases(pair, [], 30, 11, OF_SIGNALS)
+        jobs = cases(pair, [], 30, 11, [await parting(pair, policy) for policy in OF_SIGNALS])
         jobs = [msgspec.structs.replace(job, max_tokens=30, ignore_eos=True) for job in jobs]
         leads = [(await run(pair, job))[1] for job in jobs[: len(OF_SIGNALS)]]
         assert sum(len({*lead}) == 2 for lead in leads) > len(leads) // 2  # they do switch

@@ -22,7 +22,7 @@ from rl_onoff.errors import DataError
 from rl_onoff.runs.folder import key_of, read_manifest, read_results
 from rl_onoff.runs.scoring import UNTOLD, Distributions
 from rl_onoff.runs.tasks import Record
-from rl_onoff.runs.tokens import _Origins
+from rl_onoff.runs.tokens import Origins
 
 _LACKS: Final = "row-missing"
 #: Settings that a manifest may leave out, and what they are then.
@@ -130,7 +130,7 @@ def summarise_bounds(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     `provenance` and `provenances` are as in `summarise_distributions`, of both runs' results: `a_...` and `b_...`.
     """
     results = failed = positions = 0
-    origins, untold = _Origins(), {f"{side}_{name}": None for side in "ab" for name in UNTOLD}
+    origins, untold = Origins(), {f"{side}_{name}": None for side in "ab" for name in UNTOLD}
     sums: dict[str, dict[str, float]] = {}
     for record in records:
         if "error" in record:

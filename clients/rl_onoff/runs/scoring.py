@@ -10,7 +10,7 @@ from rl_onoff.client import AsyncClient
 from rl_onoff.data import Row
 from rl_onoff.runs.summary import summarise
 from rl_onoff.runs.tasks import Record, Task, result_of
-from rl_onoff.runs.tokens import _Origins
+from rl_onoff.runs.tokens import Origins
 from rl_onoff.schemas import PromptMode, RowKind
 from rl_onoff.schemas.distributions import RowsProvenance
 
@@ -121,7 +121,7 @@ def summarise_distributions(records: Iterable[Mapping[str, Any]]) -> dict[str, A
     `provenance` is null where results differ in it; then `provenances` has each, with its number of `results`. Its
     fields are null of results that do not tell it, as those of older runs.
     """
-    origins, results = _Origins(), 0
+    origins, results = Origins(), 0
 
     def told() -> Iterator[Mapping[str, Any]]:
         nonlocal results

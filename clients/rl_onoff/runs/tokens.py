@@ -47,7 +47,7 @@ def summarise_divergence(records: Iterable[Record], kept: int = KEPT) -> dict[st
     and `provenance`: null where results differ in it; then `provenances` has each, with its number of `results`.
     Raises DataError for a record that lacks what the summary is made of.
     """
-    comparison, floor, origins = Comparison(kept), Floor(), _Origins()
+    comparison, floor, origins = Comparison(kept), Floor(), Origins()
     tokens: dict[Place, TokenPlace] = {}
     results = failed = 0
     for record in records:
@@ -82,7 +82,7 @@ def _named(record: Record, position: int) -> TokenPlace:
     )
 
 
-class _Origins:
+class Origins:
     """Provenances that differ, and how many results have each."""
 
     def __init__(self) -> None:
