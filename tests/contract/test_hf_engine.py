@@ -58,7 +58,7 @@ async def test_a_long_prefix_is_computed_in_chunks(llama: Case, monkeypatch: Any
 
 
 async def test_a_growing_cache_keeps_what_it_holds(llama: Case, monkeypatch: Any) -> None:
-    monkeypatch.setattr("workers.backends.hf.slots._BUCKET", 4)
+    cache(llama)._bucket = 4
     ids = llama.prompt(120)
     want = llama.plain_rows(llama.plain_a, ids)
     capacities = set()
@@ -70,7 +70,7 @@ async def test_a_growing_cache_keeps_what_it_holds(llama: Case, monkeypatch: Any
 
 
 async def test_memory_that_runs_out_half_way_is_no_lasting_harm(llama: Case, monkeypatch: Any) -> None:
-    monkeypatch.setattr("workers.backends.hf.slots._BUCKET", 4)
+    cache(llama)._bucket = 4
     await rows_are_right(llama, llama.prompt(10))
     grow, left = _SlotLayer.grow, [2]
 
