@@ -107,7 +107,7 @@ def exp(x):  # type: ignore[no-untyped-def]
 def exp_of_any(x):  # type: ignore[no-untyped-def]
     """The same for x < 88."""
     x = max(x, f4(-88.0))
-    return _exp(x, i4(x * f4(1.44269504) - f4(128.5)) + i4(128))  # rounds to the nearest below 0 alone
+    return _exp(x, i4(i4(x * f4(1.44269504) - f4(128.5)) + i4(128)))  # rounds to the nearest below 0 alone
 
 
 @njit(inline="always", fastmath=FAST)
