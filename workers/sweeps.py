@@ -168,7 +168,7 @@ def _compare_rows(a, b, size, scale, token_ids, plan, orders, out):  # type: ign
                     beyond(block_b, scale, reference_q, exps_q)
                 cp, more_p = factor_of(reference_p, top_p, zp, scale)
                 cq, more_q = factor_of(reference_q, top_q, zq, scale)
-                for place in likeliest:
+                for place in (best_p, best_q):
                     if begin <= place < begin + BLOCK:
                         exps_p[place - begin] = exps_q[place - begin] = 0
                 terms = _distances(block_a, block_b, scale, exps_p, exps_q, shift_p, shift_q, cp, cq, dz)
